@@ -1,3 +1,37 @@
-"""Self-supervised pretraining and trustworthy evaluation for gray and color medical images."""
+"""Self-supervised pretraining and trustworthy evaluation for gray and color medical images.
+
+The verbs of the command line, for Python:
+
+>>> import ssl_mednet
+>>> run = ssl_mednet.pretrain("mae_gray.yaml", data="scans.zip", out="runs/mine")             # doctest: +SKIP
+>>> results = ssl_mednet.evaluate([run.folder, "random:"], data="labelled.zip")               # doctest: +SKIP
+>>> backbone = ssl_mednet.load_backbone(run.folder)                                           # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssl_mednet.backbones.artifact import load_backbone
+    from ssl_mednet.evaluation.suite import evaluate
+    from ssl_mednet.methods.base import register_method
+    from ssl_mednet.pretraining.run import pretrain
 
 __version__ = "0.1.0"
+__all__ = ["evaluate", "load_backbone", "pretrain", "register_method"]
+
+# Imported when first used: `ssl-mednet --help` must not wait for torch.
+_WHERE = {
+    "evaluate": "ssl_mednet.evaluation.suite",
+    "load_backbone": "ssl_mednet.backbones.artifact",
+    "pretrain": "ssl_mednet.pretraining.run",
+    "register_method": "ssl_mednet.methods.base",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

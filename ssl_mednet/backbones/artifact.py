@@ -1,0 +1,215 @@
+"""The backbone artifact: safetensors, a config that plain timm loads, the preprocessing, and a model card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ssl_mednet.backbones.factory import create_backbone
+from ssl_mednet.errors import ArtifactError, RecipeError
+from ssl_mednet.imaging.modality import CHANNEL_COUNT
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images must come to the backbone. Call it on images ``[B, C, H, W]`` in [0, 1].
+
+    Args:
+        channels: ``"gray"`` or ``"color"``.
+        image_size: side in pixels; the whole image is resized to a square, antialiased.
+        mean, std: one number a channel, in [0, 1] units.
+    """
+
+    channels: str
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Resized and normalised, ``[B, C, image_size, image_size]``.
+
+        Raises:
+            ArtifactError: images of another number of channels, or beyond [0, 1].
+        """
+        expected = CHANNEL_COUNT[self.channels]
+        if images.ndim != 4 or images.shape[1] != expected:
+            raise ArtifactError(
+                f"these weights take {self.channels} images [B, {expected}, H, W], not {[*images.shape]}"
+            )
+        if images.numel() and (images.min() < -1e-3 or images.max() > 1.001):
+            raise ArtifactError("images must lie in [0, 1] before they are normalised", "divide 8-bit pixels by 255")
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            size = (self.image_size, self.image_size)
+            images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        return self.normalise(images)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Mean and deviation taken out, of images that have their size already."""
+        shape = (1, -1, 1, 1)
+        return (images - images.new_tensor(self.mean).view(shape)) / images.new_tensor(self.std).view(shape)
+
+
+def save_backbone(
+    model: nn.Module,
+    out: Path,
+    architecture: str,
+    model_args: dict[str, Any],
+    preprocessing: Preprocessing,
+    provenance: dict[str, Any],
+) -> str:
+    """Write the artifact folder ``out``; it appears whole or not at all.
+
+    Args:
+        provenance: what else belongs to the weights (recipe, data, licences, metrics); plain values.
+
+    Returns:
+        sha256 of the weights file.
+    """
+    temporary = out.with_name(out.name + ".partial")
+    temporary.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
+    digest = sha256(temporary / WEIGHTS)
+    config = _config(model, architecture, model_args, preprocessing, provenance | {"sha256": digest})
+    (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (temporary / CARD).write_text(model_card(config))
+    if out.exists():
+        for old in out.iterdir():
+            old.unlink()
+        out.rmdir()
+    temporary.rename(out)
+    return digest
+
+
+def load_backbone(path: str | Path) -> nn.Module:
+    """The backbone of a run folder or an artifact folder, in evaluation mode, with its ``preprocessing``.
+
+    >>> backbone = load_backbone("runs/mae_gray")            # doctest: +SKIP
+    >>> features = backbone(backbone.preprocessing(images))   # doctest: +SKIP
+
+    Raises:
+        ArtifactError: no artifact there, a broken one, or weights that do not fit their own config.
+    """
+    folder = find_artifact(path)
+    config = read_config(folder)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{folder / WEIGHTS}: cannot be read: {error}", "save the backbone again") from error
+    try:
+        model = create_backbone(config["architecture"], config["model_args"])
+        model.load_state_dict(state, strict=True)
+    except (RuntimeError, KeyError, RecipeError) as error:
+        raise ArtifactError(f"{folder}: the weights do not fit {CONFIG}: {error}") from error
+    section = config["ssl_mednet"]["preprocessing"]
+    preprocessing = Preprocessing(
+        section["channels"], section["image_size"], tuple(section["mean"]), tuple(section["std"])
+    )
+    object.__setattr__(model, "preprocessing", preprocessing)
+    return model.eval()
+
+
+def find_artifact(path: str | Path) -> Path:
+    """The artifact folder at ``path``: the folder itself, or ``backbone/`` of a run folder."""
+    given = Path(path).expanduser()
+    for folder in (given, given / "backbone"):
+        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+            return folder
+    if not given.exists():
+        raise ArtifactError(f"{path}: no such folder", "give a run folder, a backbone folder or random:NAME")
+    hint = "has its pretraining finished? continue it with `ssl-mednet pretrain --resume`"
+    raise ArtifactError(f"{path}: holds no {WEIGHTS} with its {CONFIG}", hint)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The artifact's config.
+
+    Raises:
+        ArtifactError: not JSON, or not written by this toolkit.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder / CONFIG}: cannot be read: {error}") from error
+    if "ssl_mednet" not in config:
+        raise ArtifactError(f"{folder / CONFIG}: says nothing of the preprocessing", "only our own artifacts carry it")
+    return config
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _config(
+    model: nn.Module,
+    architecture: str,
+    model_args: dict[str, Any],
+    preprocessing: Preprocessing,
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
+    size, channels = preprocessing.image_size, CHANNEL_COUNT[preprocessing.channels]
+    return {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": int(model.num_features),  # type: ignore[arg-type]
+        "model_args": model_args,
+        "pretrained_cfg": {
+            "input_size": [channels, size, size],
+            "fixed_input_size": "img_size" in model_args,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "squash",
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "num_classes": 0,
+        },
+        "ssl_mednet": {"preprocessing": asdict(preprocessing), **provenance},
+    }
+
+
+def model_card(config: dict[str, Any]) -> str:
+    """A README for the weights, from their config."""
+    ours, pre = config["ssl_mednet"], config["ssl_mednet"]["preprocessing"]
+    data, recipe = ours.get("data", {}), ours.get("recipe", {})
+    method = recipe.get("method", {}).get("name", "unknown")
+    licence = data.get("licence") or "not stated by the source; check it before you publish these weights"
+    return f"""---
+library_name: timm
+tags: [medical-imaging, self-supervised, {pre["channels"]}]
+---
+# {recipe.get("name", config["architecture"])}
+
+`{config["architecture"]}` pretrained on unlabeled {pre["channels"]} medical images with `{method}`.
+
+| | |
+| --- | --- |
+| input | {pre["channels"]}, {pre["image_size"]} x {pre["image_size"]}, values in [0, 1] |
+| normalisation | mean {[round(m, 4) for m in pre["mean"]]}, std {[round(s, 4) for s in pre["std"]]} |
+| output | {config["num_features"]} features |
+| trained on | {data.get("source", "unknown")}: {data.get("images", "?")} images |
+| licence of the data | {licence} |
+| steps | {ours.get("steps", "?")} |
+| sha256 | `{ours.get("sha256", "")}` |
+
+```python
+import timm
+model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True)
+
+from ssl_mednet import load_backbone  # or with the preprocessing attached
+model = load_backbone("PATH_OF_THIS_FOLDER")
+features = model(model.preprocessing(images))  # images [B, C, H, W] in [0, 1]
+```
+
+Not a medical device; not for diagnosis. Evaluate on your own data before you draw conclusions.
+"""

@@ -1,0 +1,110 @@
+"""Any timm backbone for one or three channels and any image size, described by arguments that plain timm takes too."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.models.convnext import ConvNeXt
+from timm.models.resnet import ResNet
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from ssl_mednet.errors import RecipeError, did_you_mean
+
+SMALL_IMAGE = 96  # below this many pixels a CNN gets the small-image stem
+Kind = Literal["cnn", "vit"]
+Stem = Literal["auto", "standard", "small"]
+
+
+def create_backbone(architecture: str, model_args: dict[str, Any], meta: bool = False) -> nn.Module:
+    """A timm model without classifier: images ``[B, C, H, W]`` in, features ``[B, num_features]`` out.
+
+    Args:
+        architecture: timm name.
+        model_args: keyword arguments of ``timm.create_model``, as :func:`backbone_args` makes them.
+        meta: build it without memory, to see that it can be built.
+
+    Raises:
+        RecipeError: timm does not know the name, or refuses the arguments.
+    """
+    _check_name(architecture)
+    try:
+        with torch.device("meta") if meta else nullcontext():
+            return timm.create_model(architecture, pretrained=False, num_classes=0, **model_args)
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"backbone.name {architecture!r} cannot be built with {model_args}: {error}") from error
+
+
+def backbone_args(
+    architecture: str,
+    channels: int,
+    image_size: int,
+    patch_size: int | None = None,
+    stem: Stem = "auto",
+    extra: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Arguments that make a timm model fit the images; plain values, so they travel in the artifact's config.
+
+    A ViT is built for the image size and pools the mean of its normalised patch tokens. A CNN for images below
+    ``SMALL_IMAGE`` pixels gets the small-image stem: where timm's ResNets start with a 7 x 7 convolution and a max
+    pool, three 3 x 3 convolutions and a learned stride (He et al. 2019, arXiv 1812.01187, the "C" stem; the pool
+    replaced as in ResNet-S); where ConvNeXt starts with 4 x 4 patches, 2 x 2 ones. Other families start with a 3 x 3
+    convolution anyway and are left alone. Only what timm itself takes as an argument is changed, so the same weights
+    give the same features in plain timm.
+
+    Args:
+        channels: 1 or 3.
+        image_size: side of the images, pixels.
+        patch_size: of a ViT; timm's own where it is None.
+        stem: ``"small"`` or ``"standard"`` overrides the choice by size.
+        extra: more arguments for timm, which win.
+
+    Raises:
+        RecipeError: unknown architecture; a patch size for a net without patches, or one that does not divide the size.
+    """
+    args: dict[str, Any] = {"in_chans": channels}
+    plain = _meta(architecture)
+    if isinstance(plain, VisionTransformer):
+        patch = patch_size or plain.patch_embed.patch_size[0]
+        if image_size % patch:
+            raise RecipeError(f"backbone.patch_size {patch} does not divide data.image_size {image_size}")
+        args |= {"img_size": image_size, "patch_size": patch}
+        if plain.global_pool == "token":
+            args |= {"global_pool": "avg", "fc_norm": False}
+    elif patch_size is not None:
+        raise RecipeError(f"backbone.patch_size is for ViTs; {architecture!r} has no patches", "leave it out")
+    elif stem == "small" or (stem == "auto" and image_size < SMALL_IMAGE):
+        args |= _small_stem(plain)
+    return args | (extra or {})
+
+
+def backbone_kind(architecture: str) -> Kind:
+    """``"vit"`` for a plain timm VisionTransformer, which can be masked; ``"cnn"`` for every other net.
+
+    Raises:
+        RecipeError: timm does not know the name.
+    """
+    return "vit" if isinstance(_meta(architecture), VisionTransformer) else "cnn"
+
+
+def _small_stem(model: nn.Module) -> dict[str, Any]:
+    if isinstance(model, ResNet):
+        deep = isinstance(model.conv1, nn.Sequential)
+        return {"replace_stem_pool": True} | ({} if deep else {"stem_type": "deep", "stem_width": 32})
+    if isinstance(model, ConvNeXt):
+        return {"patch_size": 2}
+    return {}
+
+
+def _meta(architecture: str) -> nn.Module:
+    """The model without weights or memory, to look at."""
+    return create_backbone(architecture, {}, meta=True)
+
+
+def _check_name(architecture: str) -> None:
+    if not timm.is_model(architecture.split(".")[0]):
+        hint = did_you_mean(architecture, timm.list_models()) or "see `ssl-mednet list backbones`"
+        raise RecipeError(f"timm has no backbone {architecture!r}", hint)

@@ -1,0 +1,166 @@
+"""The command line: one thin command a verb. Heavy libraries are imported by the verbs that need them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssl_mednet import __version__
+from ssl_mednet.errors import UserError
+
+app = typer.Typer(
+    name="ssl-mednet",
+    help="Self-supervised pretraining and trustworthy evaluation for gray and color medical images.",
+    epilog="Start with: ssl-mednet pretrain --recipe mae_gray.yaml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+# Options that take several values, as in `--weights RUN random:resnet18`; the parser knows repeated options only.
+_SEVERAL = ("--weights", "--data")
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the file: train.steps=200")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+class What(StrEnum):
+    recipes = "recipes"
+    suites = "suites"
+    methods = "methods"
+    policies = "policies"
+    modalities = "modalities"
+    backbones = "backbones"
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def pretrain(
+    overrides: Overrides = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Path, or the name of a shipped one.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", "-d", help="Folder, zip, tar, npz, file, phantoms:gray or phantoms:color."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; by default runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pretrain a backbone on unlabeled images.
+
+    [bold]Examples[/bold]
+
+    ssl-mednet pretrain --recipe mae_gray.yaml
+
+    ssl-mednet pretrain --recipe simclr_gray.yaml --data scans.zip --out runs/mine train.epochs=50
+
+    ssl-mednet pretrain --resume --out runs/mine
+    """
+    from ssl_mednet.pretraining.run import pretrain as run
+
+    if data and len(data) > 1:
+        raise UserError(f"pretrain takes one --data, not {len(data)}", "put them into one folder or archive")
+    result = run(recipe, data[0] if data else None, out, resume, overrides, quiet)
+    if result.skipped:
+        print(f"skipped {result.skipped} files that could not be used: {result.folder / 'skipped.csv'}")
+    print(f"pretrained on {result.images} images, {result.steps} steps, {result.images_per_second:.0f} img/s")
+    print(f"backbone:  {result.folder / 'backbone'}")
+    print(f"curves:    tensorboard --logdir {result.folder}")
+    print(f"next:      ssl-mednet evaluate --weights {result.folder} random: --data LABELLED")
+
+
+@app.command()
+def evaluate(
+    overrides: Overrides = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option("--weights", "-w", help="Run or backbone folders, random:NAME; several are compared."),
+    ] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="One or more labelled sets.")] = None,
+    suite: Annotated[str | None, typer.Option("--suite", "-s", help="Suite: path, or the name of one.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where results.json goes.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Probe frozen backbones on labelled sets: kNN and linear, with 95 % intervals.
+
+    [bold]random:[/bold] alone is the untrained net of the first weights' architecture, the baseline to beat.
+
+    [bold]Examples[/bold]
+
+    ssl-mednet evaluate --weights runs/mae_gray random: --data phantoms:gray
+
+    ssl-mednet evaluate --weights runs/a runs/b random:resnet18 --data brain.zip chest.zip --out results
+    """
+    from ssl_mednet.evaluation.suite import evaluate as run
+    from ssl_mednet.evaluation.table import show
+
+    results = run(weights or [], suite=suite, data=data, out=out, overrides=overrides, quiet=quiet)
+    show(results.rows)
+    print(f"results: {results.path}")
+
+
+@app.command("list")
+def list_(
+    what: Annotated[What, typer.Argument(help="What to list.")],
+    pattern: Annotated[str, typer.Argument(help="For backbones: a pattern, as in '*resnet*'.")] = "",
+) -> None:
+    """Show what is there: recipes, suites, methods, policies, modalities, backbones."""
+    from ssl_mednet.listing import listing
+
+    for line in listing(what.value, pattern):
+        print(line)
+
+
+def expand_several(arguments: list[str]) -> list[str]:
+    """``--weights A B key=v`` as ``--weights A --weights B key=v``.
+
+    >>> expand_several(["evaluate", "--weights", "runs/a", "random:", "--data", "x.zip", "seed=1"])
+    ['evaluate', '--weights', 'runs/a', '--weights', 'random:', '--data', 'x.zip', 'seed=1']
+    """
+    expanded: list[str] = []
+    option, values = "", 0
+    for argument in arguments:
+        if argument.startswith("-"):
+            long = {"-w": "--weights", "-d": "--data"}.get(argument, argument)
+            option, values = (long, 0) if long in _SEVERAL else ("", 0)
+            expanded.append(argument)
+        elif option and values and not _OVERRIDE.match(argument):
+            expanded += [option, argument]
+        else:
+            values += 1
+            if _OVERRIDE.match(argument):
+                option = ""
+            expanded.append(argument)
+    return expanded
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one line and an exit code."""
+    try:
+        app(args=expand_several(sys.argv[1:]), prog_name="ssl-mednet")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

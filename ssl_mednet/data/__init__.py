@@ -1,0 +1,1 @@
+"""What training and evaluation read: one cached corpus whatever the source, labelled sets, and the batch stream."""

@@ -1,0 +1,115 @@
+"""Labelled sets: rows of a corpus with classes, splits that do not leak, and groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
+from ssl_mednet.data.sources import SPLITS
+from ssl_mednet.draws import stable_hash
+from ssl_mednet.errors import DataError
+
+VAL_SHARE, TEST_SHARE = 0.15, 0.2  # of the groups, where a source comes without these splits
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """A task: which rows of a corpus have which label, for training, choosing and testing.
+
+    Args:
+        name: of the task.
+        labels: ``[N]`` class numbers, or ``[N, L]`` of 0 and 1 for several findings a row.
+        splits: rows of ``"train"``, ``"val"``, ``"test"``.
+        groups: ``[N]``, -1 where the source names none.
+        made: the splits that the source did not have and that were made here.
+    """
+
+    name: str
+    corpus: Corpus
+    labels: np.ndarray
+    splits: dict[str, np.ndarray]
+    groups: np.ndarray
+    classes: list[str]
+    made: tuple[str, ...]
+
+    @property
+    def multilabel(self) -> bool:
+        return self.labels.ndim == 2
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the test rows have groups, so that intervals may be drawn by group."""
+        return bool((self.groups[self.splits["test"]] >= 0).all())
+
+
+def open_labelled(source: str | Path, spec: CorpusSpec, quiet: bool = False) -> LabelledSet:
+    """A labelled set from ``labels.csv``, class folders, an npz with MedMNIST's keys, or phantoms.
+
+    Splits of the source are kept. A missing test or validation split is made from the training rows: by group where
+    there are groups, stratified by class, the same every time.
+
+    Raises:
+        DataError: no labels, one class only, a split without rows, or a group on both sides of a split.
+    """
+    corpus = open_corpus(source, spec, quiet)
+    labels, name = corpus.label, Path(str(source).split("?")[0]).name.split(".")[0]
+    has_label = (labels >= 0).all(axis=1) if labels.ndim == 2 else labels >= 0
+    if not has_label.any() or not corpus.classes:
+        hint = "a labels.csv with path,label, one folder a class, or an npz with train_labels"
+        raise DataError(f"{source}: has no labels to evaluate on", hint)
+    if len(corpus.classes) < 2 and labels.ndim == 1:
+        raise DataError(f"{source}: has one class only ({corpus.classes[0]})", "a task needs two or more")
+    assigned, made = _complete(corpus.split, labels, corpus.group, has_label)
+    splits = {s: np.flatnonzero(has_label & (assigned == i)) for i, s in enumerate(SPLITS)}
+    for split, rows in splits.items():
+        if len(rows) == 0:
+            raise DataError(f"{source}: no labelled image is left for the {split} split", "it needs more images")
+    _check_groups(source, splits, corpus.group)
+    return LabelledSet(name, corpus, labels, splits, corpus.group, corpus.classes, made)
+
+
+def _complete(
+    split: np.ndarray, labels: np.ndarray, groups: np.ndarray, usable: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Every usable row in a split; what is missing is taken from the training rows."""
+    assigned = np.where(usable & (split < 0), 0, split)
+    made = []
+    for name, share in (("test", TEST_SHARE), ("val", VAL_SHARE)):
+        number = SPLITS.index(name)
+        if not (usable & (assigned == number)).any():
+            train = np.flatnonzero(usable & (assigned == 0))
+            assigned[_held_out(train, labels, groups, share, name)] = number
+            made.append(name)
+    return assigned, tuple(made)
+
+
+def _held_out(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, share: float, name: str) -> np.ndarray:
+    """A share of ``rows``: whole groups, chosen class by class; at least one group a class that has two."""
+    # A group is filed under the label of its first row; a row without a group is a group of its own.
+    key = np.where(groups[rows] >= 0, groups[rows], -1 - rows)
+    _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+    of_group = labels[rows[first]]
+    strata = of_group if of_group.ndim == 1 else of_group @ (1 << np.arange(of_group.shape[1]).clip(max=30))
+    generator = np.random.default_rng(stable_hash(len(rows), name))
+    chosen = []
+    for stratum in np.unique(strata):
+        members = generator.permutation(np.flatnonzero(strata == stratum))
+        count = max(round(share * len(members)), 1 if len(members) > 1 else 0)
+        chosen.append(members[:count])
+    return rows[np.isin(inverse, np.concatenate(chosen))]
+
+
+def _check_groups(source: str | Path, splits: dict[str, np.ndarray], groups: np.ndarray) -> None:
+    names = list(splits)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            shared = np.intersect1d(groups[splits[one]], groups[splits[other]])
+            shared = shared[shared >= 0]
+            if len(shared):
+                raise DataError(
+                    f"{source}: {len(shared)} groups (patients, lesions) are in both {one} and {other}",
+                    "scores on such a split are too good; split by group, or leave the split column empty",
+                )

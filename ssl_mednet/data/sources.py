@@ -1,0 +1,325 @@
+"""Whatever a user holds, as a stream of items to decode: folders, archives, arrays, single files, phantoms."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from ssl_mednet.errors import DataError, UnreadableImage, did_you_mean
+from ssl_mednet.imaging import phantoms
+from ssl_mednet.imaging.image import MedicalImage
+from ssl_mednet.imaging.readers import ReadContext, archive, is_image_name, npz_splits, read
+
+SPLITS = ("train", "val", "test")
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+PHANTOM_LABELS = ("lesion", "modality", "finding")
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that holds images, not decoded yet, with what the source says of it.
+
+    Args:
+        name: for messages; a path or a member of an archive.
+        content: the file's path, its bytes, an array, a phantom's index, or the reason why there is nothing to read.
+        label: class name, ``"a|b"`` for several findings, or None where the source says nothing.
+        split: ``"train"``, ``"val"``, ``"test"`` or ``""``.
+        group: patient, lesion or slide; ``""`` where the source has none.
+    """
+
+    name: str
+    content: Path | bytes | np.ndarray | tuple[str, int, int, int] | UnreadableImage
+    label: str | None = None
+    split: str = ""
+    group: str = ""
+    modality: str = ""
+
+    def images(self, modality: str) -> Iterator[MedicalImage]:
+        """Decode. ``modality`` is for images that do not say their own.
+
+        Raises:
+            UnreadableImage: this item, or what follows in it, cannot be read.
+        """
+        if isinstance(self.content, UnreadableImage):
+            raise self.content
+        if isinstance(self.content, tuple):
+            yield phantoms.phantom(*self.content).image  # type: ignore[arg-type]
+        elif isinstance(self.content, np.ndarray):
+            yield MedicalImage(self.content, self.modality or modality)
+        else:
+            yield from read(self.content, ReadContext(modality=self.modality or modality, name=self.name))
+
+
+class Source:
+    """A data source: its items in a stable order, and a fingerprint that changes when they may have changed.
+
+    Raises:
+        DataError: nothing there, or nothing that could hold an image.
+    """
+
+    def __init__(self, spec: str | Path) -> None:
+        self.spec = str(spec)
+        self.path = Path(spec).expanduser()
+
+    def fingerprint(self) -> str:
+        raise NotImplementedError
+
+    def items(self) -> Iterator[Item]:
+        raise NotImplementedError
+
+    def count(self) -> int | None:
+        """How many items there are, where that is cheap to know; for the progress bar."""
+        return None
+
+
+def open_source(spec: str | Path) -> Source:
+    """The source that a user means by ``spec``.
+
+    Raises:
+        DataError: no such file or folder, or a phantom source that is spelled wrong.
+    """
+    text = str(spec)
+    if text.startswith("phantoms:"):
+        return PhantomSource(text)
+    path = Path(text).expanduser()
+    if not path.exists():
+        hint = did_you_mean(text, ("phantoms:gray", "phantoms:color")) if "phantom" in text else ""
+        raise DataError(f"{text}: no such file or folder", hint or "give a folder, an archive, an npz or phantoms:gray")
+    if path.is_dir():
+        return FolderSource(path)
+    if archive.is_archive(path):
+        return ArchiveSource(path)
+    return FileSource(path)
+
+
+class PhantomSource(Source):
+    """``phantoms:gray`` or ``phantoms:color``, with ``?n=4000&seed=0&label=lesion|modality|finding`` behind it.
+
+    The split of an index is fixed (7 of 10 train, 1 val, 2 test), so a pretraining never sees what it is tested on.
+    """
+
+    size = 96
+
+    def __init__(self, spec: str) -> None:
+        super().__init__(spec)
+        family, _, query = spec.removeprefix("phantoms:").partition("?")
+        options = {"n": "4000", "seed": "0", "label": "lesion"}
+        if family not in ("gray", "color"):
+            raise DataError(
+                f"{spec}: there are phantoms:gray and phantoms:color", did_you_mean(family, ("gray", "color"))
+            )
+        for key, value in parse_qsl(query, keep_blank_values=True):
+            if key not in options:
+                raise DataError(
+                    f"{spec}: unknown option {key!r}", did_you_mean(key, options) or f"allowed: {[*options]}"
+                )
+            options[key] = value
+        if options["label"] not in PHANTOM_LABELS:
+            raise DataError(f"{spec}: label is one of {', '.join(PHANTOM_LABELS)}, not {options['label']!r}")
+        if not options["n"].isdigit() or not options["seed"].isdigit() or int(options["n"]) < 1:
+            raise DataError(f"{spec}: n and seed are whole numbers, n at least 1")
+        self.family, self.label = family, options["label"]
+        self.n, self.seed = int(options["n"]), int(options["seed"])
+
+    def fingerprint(self) -> str:
+        code = b"".join(p.read_bytes() for p in sorted(Path(phantoms.__file__).parent.glob("*.py")))
+        return hashlib.sha256(
+            code + f"{self.family} {self.n} {self.seed} {self.label} {self.size}".encode()
+        ).hexdigest()
+
+    def count(self) -> int:
+        return self.n
+
+    def items(self) -> Iterator[Item]:
+        for index in range(self.n):
+            split = "train" if (turn := index // 5 % 10) < 7 else "val" if turn == 7 else "test"
+            modality, lesion = phantoms.truth(self.family, index, self.seed)
+            state = "lesion" if lesion else "healthy"
+            label = {"lesion": state, "modality": modality, "finding": f"{modality} {state}"}[self.label]
+            content = (self.family, index, self.size, self.seed)
+            yield Item(f"{self.spec}[{index}]", content, label, split, modality=modality)
+
+
+class FileSource(Source):
+    """One file: a volume, a cine, a picture, or an npz with MedMNIST's keys."""
+
+    def fingerprint(self) -> str:
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def items(self) -> Iterator[Item]:
+        splits = npz_splits(self.path) if self.path.suffix == ".npz" else {}
+        if not splits:
+            yield Item(self.spec, self.path)
+            return
+        for split, (images, labels) in splits.items():
+            for i, image in enumerate(images):
+                label = None if labels is None else _npz_label(labels[i])
+                pixels = image[..., None] if image.ndim == 2 else image
+                yield Item(f"{self.spec}!{split}_images[{i}]", pixels, label, split)
+
+
+def _npz_label(row: np.ndarray) -> str:
+    """MedMNIST keeps one class number a row, or 0/1 for each of several findings."""
+    values = np.atleast_1d(row)
+    return str(int(values[0])) if len(values) == 1 else "|".join(str(i) for i in np.flatnonzero(values))
+
+
+class TreeSource(Source):
+    """Files below a root: the common part of folders and archives."""
+
+    def names(self) -> list[str]:
+        """All files below the root, relative, with forward slashes."""
+        raise NotImplementedError
+
+    def read_bytes(self, name: str) -> bytes:
+        raise NotImplementedError
+
+    def contents(self) -> Iterator[tuple[str, Path | bytes | UnreadableImage]]:
+        """Every file that may hold an image, with its content."""
+        raise NotImplementedError
+
+    def items(self) -> Iterator[Item]:
+        table = self._table()
+        if table is not None:
+            yield from self._by_table(table)
+            return
+        names = [n for n in self.names() if is_image_name(n)]
+        classes = _classes(names)
+        for name, content in self.contents():
+            split, label = classes.get(name, ("", None))
+            yield Item(self._full(name), content, label, split)
+
+    def _full(self, name: str) -> str:
+        return f"{self.spec}!{name}"
+
+    def _table(self) -> dict[str, dict[str, str]] | None:
+        """The rows of ``labels.csv`` by path, or None where there is none."""
+        tables = [n for n in self.names() if PurePosixPath(n).name == "labels.csv" and n.count("/") <= 1]
+        if not tables:
+            return None
+        name = min(tables, key=len)
+        root = name.rpartition("labels.csv")[0]
+        try:
+            rows = list(csv.DictReader(io.StringIO(self.read_bytes(name).decode("utf-8-sig"))))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{self._full(name)}: is no CSV table: {error}") from error
+        missing = {"path", "label"} - set(rows[0] if rows else ())
+        if missing:
+            hint = "columns: path,label and, where known, split,group,modality"
+            raise DataError(f"{self._full(name)}: no column {' and '.join(sorted(missing))}", hint)
+        bad = {r["split"] for r in rows if r.get("split")} - set(_SPLIT_NAMES)
+        if bad:
+            raise DataError(f"{self._full(name)}: split is train, val or test, not {sorted(bad)[0]!r}")
+        return {root + r["path"]: r for r in rows if r["path"]}
+
+    def _by_table(self, table: dict[str, dict[str, str]]) -> Iterator[Item]:
+        present = set()
+        for name, content in self.contents():
+            row = table.get(name)
+            if row is None:
+                continue
+            present.add(name)
+            split = _SPLIT_NAMES.get(row.get("split") or "", "")
+            yield Item(
+                self._full(name), content, row["label"] or "", split, row.get("group") or "", row.get("modality") or ""
+            )
+        for name in table:
+            if name not in present:
+                reason = "labels.csv names it, but there is no such file"
+                yield Item(self._full(name), UnreadableImage(self._full(name), reason))
+
+
+def _classes(names: list[str]) -> dict[str, tuple[str, str | None]]:
+    """Split and class of each file, from the folders it lies in: ``[train|val|test/]CLASS/...``."""
+    parts = {n: list(PurePosixPath(n).parts[:-1]) for n in names}
+    while parts and all(p for p in parts.values()) and len({p[0] for p in parts.values()}) == 1:
+        if next(iter(parts.values()))[0].lower() in _SPLIT_NAMES:
+            break
+        for p in parts.values():
+            p.pop(0)  # a folder that holds everything says nothing
+    found: dict[str, tuple[str, str | None]] = {}
+    with_splits = bool(parts) and all(p and p[0].lower() in _SPLIT_NAMES for p in parts.values())
+    for name, p in parts.items():
+        split = _SPLIT_NAMES[p.pop(0).lower()] if with_splits else ""
+        found[name] = (split, p[0] if p else None)
+    return found
+
+
+class FolderSource(TreeSource):
+    """A folder with images at any depth."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        # Links are followed to files but not to folders, so a link to a parent cannot loop.
+        files = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        self._names = sorted(p.relative_to(path).as_posix() for p in files)
+
+    def names(self) -> list[str]:
+        return self._names
+
+    def _full(self, name: str) -> str:
+        return str(self.path / name)
+
+    def read_bytes(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for name in self._names:
+            stat = (self.path / name).stat()
+            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def count(self) -> int:
+        return sum(map(is_image_name, self._names))
+
+    def contents(self) -> Iterator[tuple[str, Path | bytes | UnreadableImage]]:
+        for name in self._names:
+            if is_image_name(name):
+                yield name, self.path / name
+
+
+class ArchiveSource(TreeSource):
+    """A zip or tar with images at any depth."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            self._names = archive.names(path)
+        except UnreadableImage as error:
+            raise DataError(str(error)) from error
+
+    def names(self) -> list[str]:
+        return self._names
+
+    def read_bytes(self, name: str) -> bytes:
+        try:
+            return archive.read_member(self.path, name)
+        except UnreadableImage as error:
+            raise DataError(str(error)) from error
+
+    def fingerprint(self) -> str:
+        return FileSource(self.path).fingerprint()
+
+    def count(self) -> int:
+        return sum(map(is_image_name, self._names))
+
+    def contents(self) -> Iterator[tuple[str, Path | bytes | UnreadableImage]]:
+        for name, content in archive.members(self.path):
+            if is_image_name(name) or isinstance(content, UnreadableImage):
+                yield name, content

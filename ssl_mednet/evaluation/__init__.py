@@ -1,0 +1,1 @@
+"""Evaluation: artifacts and labelled sets in, results with intervals out."""

@@ -1,0 +1,43 @@
+"""Stored images of one batch, as they come from the corpus and go to the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images side by side on one canvas, each in the top left corner with its border repeated beyond it.
+
+    Args:
+        pixels: ``[B, C, H, W]`` uint8 or uint16, stored values.
+        sizes: ``[B, 2]`` int64, height and width of each image on the canvas.
+        window: ``[B, 2]`` float32, the stored values that map to 0 and 1.
+        modality: ``[B]`` int64, codes of :data:`ssl_mednet.imaging.modality.MODALITIES`.
+        rows: ``[B]`` int64, positions in the corpus.
+    """
+
+    pixels: Tensor
+    sizes: Tensor
+    window: Tensor
+    modality: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: torch.device | str) -> ImageBatch:
+        """The same batch on ``device``; copies do not block where the memory is pinned."""
+        return ImageBatch(*(getattr(self, f).to(device, non_blocking=True) for f in self.__dataclass_fields__))
+
+    def pin_memory(self) -> ImageBatch:
+        """The same batch in page-locked memory, for copies to a GPU that overlap with its work."""
+        return ImageBatch(*(getattr(self, f).pin_memory() for f in self.__dataclass_fields__))
+
+    def unit(self) -> Tensor:
+        """``[B, C, H, W]`` float32 in [0, 1]: every image through its own window, clipped."""
+        low, high = (self.window[:, i].view(-1, 1, 1, 1) for i in (0, 1))
+        return self.pixels.to(torch.float32).sub_(low).mul_(1.0 / (high - low)).clamp_(0.0, 1.0)

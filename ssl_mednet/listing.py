@@ -1,0 +1,81 @@
+"""What `ssl-mednet list` shows: names and one line on each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ssl_mednet.errors import UserError
+
+
+def listing(what: str, pattern: str = "") -> list[str]:
+    """Lines to print; ``what`` is a key of the table below, ``pattern`` a shell pattern for backbones."""
+    return _aligned(_LISTS[what](pattern))
+
+
+def _recipes(pattern: str) -> list[tuple[str, str]]:
+    return _shipped("recipes")
+
+
+def _suites(pattern: str) -> list[tuple[str, str]]:
+    return _shipped("eval")
+
+
+def _shipped(kind: str) -> list[tuple[str, str]]:
+    from ssl_mednet.shipped import list_shipped, shipped_folder
+
+    rows = []
+    for name in list_shipped(kind):  # type: ignore[arg-type]
+        first = (shipped_folder(kind) / name).read_text().partition("\n")[0]  # type: ignore[arg-type]
+        rows.append((name, first.lstrip("# ") if first.startswith("#") else ""))
+    return rows
+
+
+def _methods(pattern: str) -> list[tuple[str, str]]:
+    from ssl_mednet.methods import METHODS
+
+    rows = []
+    for name in METHODS:
+        cls = METHODS.get(name)
+        kinds = "/".join(sorted(cls.backbone_kinds))
+        rows.append((name, f"[{kinds}] {_first_line(cls)}"))
+    return rows + [(name, f"does not load: {reason}") for name, reason in METHODS.broken.items()]
+
+
+def _policies(pattern: str) -> list[tuple[str, str]]:
+    from ssl_mednet.augment.policy import POLICIES
+
+    return [(name, _first_line(POLICIES.get(name))) for name in POLICIES]
+
+
+def _modalities(pattern: str) -> list[tuple[str, str]]:
+    from ssl_mednet.imaging.modality import MODALITIES
+
+    return [(m.name, f"{m.channels}: {m.title}") for m in MODALITIES.values()]
+
+
+def _backbones(pattern: str) -> list[tuple[str, str]]:
+    import timm
+
+    names = timm.list_models(pattern or "*")
+    if not names:
+        raise UserError(f"timm has no backbone that matches {pattern!r}", "try '*resnet*'")
+    return [(name, "") for name in names]
+
+
+def _first_line(thing: object) -> str:
+    return (thing.__doc__ or "").strip().partition("\n")[0]
+
+
+def _aligned(rows: list[tuple[str, str]]) -> list[str]:
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"{name:<{width}}  {text}".rstrip() for name, text in rows]
+
+
+_LISTS: dict[str, Callable[[str], list[tuple[str, str]]]] = {
+    "recipes": _recipes,
+    "suites": _suites,
+    "methods": _methods,
+    "policies": _policies,
+    "modalities": _modalities,
+    "backbones": _backbones,
+}

@@ -1,0 +1,38 @@
+"""SimCLR: two views of an image attract, views of other images repel."""
+
+from __future__ import annotations
+
+from lightly.loss import NTXentLoss
+from lightly.models.modules import SimCLRProjectionHead
+from pydantic import Field
+from torch import Tensor, nn
+
+from ssl_mednet.methods.base import Batch, Method, MethodConfig, StepOutput, register_method
+
+
+class SimCLRConfig(MethodConfig):
+    temperature: float = Field(0.2, gt=0, description="softmax temperature of the NT-Xent loss")
+    hidden_dim: int = Field(512, gt=0, description="width of the projection head's hidden layer")
+    output_dim: int = Field(128, gt=0, description="width of the projections that are compared")
+
+
+@register_method("simclr")
+class SimCLR(Method):
+    """Contrastive: two views attract, all others repel (Chen et al. 2020, arXiv 2002.05709).
+
+    The loss is NT-Xent, equation 1. Across processes all embeddings are gathered with their gradients, so the
+    negatives are those of the global batch.
+    """
+
+    Config = SimCLRConfig
+    paper = "arXiv 2002.05709"
+
+    def __init__(self, backbone: nn.Module, config: SimCLRConfig) -> None:
+        super().__init__(backbone, config)
+        self.projection_head = SimCLRProjectionHead(backbone.num_features, config.hidden_dim, config.output_dim)
+        self.loss = NTXentLoss(temperature=config.temperature, gather_distributed=True)
+
+    def training_step(self, views: list[Tensor], batch: Batch) -> StepOutput:
+        h0, h1 = self.backbone(views[0]), self.backbone(views[1])  # [B, D]
+        z0, z1 = self.projection_head(h0), self.projection_head(h1)  # [B, output_dim]
+        return StepOutput(loss=self.loss(z0, z1), embedding=h0.detach())

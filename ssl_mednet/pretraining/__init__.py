@@ -1,0 +1,1 @@
+"""Pretraining: a recipe and a corpus in, a backbone artifact out."""

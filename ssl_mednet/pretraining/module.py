@@ -1,0 +1,87 @@
+"""The method inside Lightning: views on the device, one step, the schedule, and what happens after the step."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ssl_mednet.augment.views import ViewMaker
+from ssl_mednet.backbones.optim import cosine_with_warmup, create_optimizer
+from ssl_mednet.draws import Draws, stable_hash
+from ssl_mednet.imaging.batch import ImageBatch
+from ssl_mednet.methods import Batch, Method, StepOutput
+from ssl_mednet.recipe import Recipe
+
+
+class PretrainModule(pl.LightningModule):
+    """Runs any :class:`~ssl_mednet.methods.Method`.
+
+    Every random number of a step comes from (seed, step, row) or from torch's generator seeded by (seed, step, rank),
+    so a step needs nothing from the steps before it but the weights and the optimizer's state.
+
+    Args:
+        total_steps: updates of the whole run.
+        channels_last: memory layout for convolutions.
+    """
+
+    def __init__(
+        self, recipe: Recipe, method: Method, views: ViewMaker, total_steps: int, channels_last: bool = False
+    ) -> None:
+        super().__init__()
+        self.recipe, self.method, self.views = recipe, method, views
+        self.total_steps, self.channels_last = total_steps, channels_last
+        self.output: StepOutput | None = None
+        self.gradient_norm: Tensor | None = None
+        if channels_last:
+            self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def training_step(self, batch: tuple[int, ImageBatch], batch_idx: int) -> Tensor:
+        step, images = batch
+        seed = self.recipe.train.seed
+        torch.manual_seed(stable_hash(seed, step, self.global_rank, "torch"))
+        views, info = self.prepare(step, images)
+        self.output = self.method.training_step(views, info)
+        return self.output.loss
+
+    def prepare(self, step: int, images: ImageBatch) -> tuple[list[Tensor], Batch]:
+        """The views of a batch and what the method may know of it."""
+        draws = Draws(self.recipe.train.seed, step, images.rows)
+        views = self.views(images, draws)
+        if self.channels_last:
+            views = [v.contiguous(memory_format=torch.channels_last) for v in views]
+        progress = step / (self.total_steps * self.recipe.optim.accumulate)
+        return views, Batch(images.rows, images.modality, draws, step, progress)
+
+    def transfer_batch_to_device(
+        self, batch: tuple[int, ImageBatch], device: torch.device, dataloader_idx: int
+    ) -> tuple[int, ImageBatch]:
+        return batch[0], batch[1].to(device)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optim = self.recipe.optim
+        optimizer = create_optimizer(self.method, optim.name, optim.lr, optim.weight_decay, dict(optim.options))
+        factor = functools.partial(
+            cosine_with_warmup,
+            total=self.total_steps,
+            warmup=round(optim.warmup * self.total_steps),
+            floor=optim.min_lr,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        limit = self.recipe.optim.clip or float("inf")
+        self.gradient_norm = nn.utils.clip_grad_norm_(self.method.parameters(), limit)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.method.after_step(self.trainer.global_step / self.total_steps)

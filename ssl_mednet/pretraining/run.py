@@ -1,0 +1,304 @@
+"""One pretraining run, from the recipe to the backbone artifact."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from ssl_mednet.augment.views import ViewMaker
+from ssl_mednet.backbones.artifact import Preprocessing, save_backbone
+from ssl_mednet.backbones.factory import backbone_args, backbone_kind, create_backbone
+from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
+from ssl_mednet.data.loader import BatchStream
+from ssl_mednet.errors import RecipeError, UserError
+from ssl_mednet.imaging.modality import CHANNEL_COUNT
+from ssl_mednet.methods import METHODS, Method
+from ssl_mednet.pretraining.module import PretrainModule
+from ssl_mednet.pretraining.monitor import CHECKPOINT, Checkpoints, Curves, Pictures, ProgressBar
+from ssl_mednet.recipe import Recipe, load_recipe
+
+RECIPE, ENVIRONMENT, BACKBONE = "recipe.yaml", "environment.json", "backbone"
+DEFAULT_EPOCHS = 100.0
+
+
+class Stopped(UserError):
+    """The run was asked to stop and has written its checkpoint."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Args:
+        folder: of the run; ``backbone/`` in it is the artifact.
+        skipped: files that could not be read; listed in ``skipped.csv`` of the run folder.
+    """
+
+    folder: Path
+    steps: int
+    images: int
+    skipped: int
+    images_per_second: float
+
+
+def pretrain(
+    recipe: str | Path | dict[str, Any] | None = None,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overrides: list[str] | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Pretrain a backbone on unlabeled images.
+
+    Args:
+        recipe: path or name of a recipe, or a dictionary; may be left out to resume the run in ``out``.
+        data: replaces the recipe's ``data.source``.
+        out: run folder; by default ``runs/NAME``, with a number where that is taken.
+        resume: go on from the last checkpoint in ``out``, or start where there is none.
+        overrides: ``key=value`` with dotted keys.
+        quiet: no progress bar.
+
+    Raises:
+        UserError: anything a user can mend; nothing is lost.
+    """
+    said = list(overrides or [])
+    if data is not None:
+        said.append(f"data.source={json.dumps(str(data))}")
+    if recipe is None:
+        if not (resume and out):
+            raise RecipeError("no recipe given", "--recipe NAME starts a run, --resume --out RUN continues one")
+        recipe = Path(out) / RECIPE
+    plan = load_recipe(recipe, said)
+    folder = _run_folder(plan, out, resume)
+    corpus = _corpus(plan, quiet)
+    plan = _with_length(plan, len(corpus.rows(plan.data.split)))
+    _check_same(plan, folder)
+    with _quiet_libraries(), torch.random.fork_rng():
+        return _run(plan, corpus, folder, quiet)
+
+
+def _run(recipe: Recipe, corpus: Corpus, folder: Path, quiet: bool) -> Result:
+    steps = recipe.train.steps
+    assert steps is not None
+    rows = corpus.rows(recipe.data.split)
+    mean, std = corpus.statistics(rows)
+    stream = BatchStream(corpus, rows, recipe.optim.batch_size // recipe.optim.accumulate, recipe.train.seed)
+    start = _last_step(folder)
+    if start >= steps and (folder / BACKBONE).is_dir():
+        raise UserError(f"{folder}: this run is finished ({start} steps)", "train.steps=N with another --out goes on")
+    module = build_module(recipe, steps, mean, std)
+    _write_header(recipe, folder, corpus)
+    stream.start = start * recipe.optim.accumulate
+    checkpoints = Checkpoints(folder, recipe.train.checkpoint_every)
+    bar = ProgressBar(recipe.name, quiet)
+    callbacks: list[pl.Callback] = [Curves(folder, recipe.monitor.every, start), checkpoints, bar]
+    if recipe.monitor.pictures:
+        shown = corpus.batch(rows[: recipe.monitor.pictures])
+        callbacks.append(Pictures(folder, recipe.train.checkpoint_every, shown))
+    trainer = _trainer(recipe, folder, steps, start, callbacks)
+    checkpoint = folder / CHECKPOINT if start else None
+    trainer.fit(module, train_dataloaders=stream, ckpt_path=checkpoint, weights_only=True)
+    if trainer.global_step < steps:
+        step = trainer.global_step
+        hint = f"go on with `ssl-mednet pretrain --resume --out {folder}`"
+        raise Stopped(f"stopped at step {step} of {steps}, checkpoint written", hint)
+    _save(recipe, corpus, module, folder, mean, std)
+    return Result(folder, steps, len(rows), corpus.meta["skipped"], bar.images_per_second)
+
+
+def build_module(recipe: Recipe, steps: int, mean: tuple[float, ...], std: tuple[float, ...]) -> PretrainModule:
+    """Backbone, method and views of a recipe, with weights that depend on the seed only."""
+    torch.manual_seed(recipe.train.seed)
+    cls = METHODS.get(recipe.method.name)
+    backbone = create_backbone(recipe.backbone.name, _model_args(recipe))
+    method: Method = cls(backbone, cls.Config(**recipe.method.settings))
+    specs = [_with_min_crop(view, recipe.augment.min_crop) for view in method.views]
+    views = ViewMaker(specs, recipe.augment.policy, recipe.augment.strength, recipe.data.image_size, mean, std)
+    return PretrainModule(recipe, method, views, steps, channels_last=backbone_kind(recipe.backbone.name) == "cnn")
+
+
+def _with_min_crop(view: Any, smallest: float | None) -> Any:
+    from dataclasses import replace
+
+    return view if smallest is None else replace(view, scale=(smallest, view.scale[1]))
+
+
+def _model_args(recipe: Recipe) -> dict[str, Any]:
+    backbone, channels = recipe.backbone, CHANNEL_COUNT[recipe.data.channels]
+    return backbone_args(
+        backbone.name, channels, recipe.data.image_size, backbone.patch_size, backbone.stem, dict(backbone.args)
+    )
+
+
+def _corpus(recipe: Recipe, quiet: bool) -> Corpus:
+    data = recipe.data
+    spec = CorpusSpec(data.channels, data.store_size or 2 * data.image_size, data.modality, data.convert)
+    return open_corpus(data.source, spec, quiet)
+
+
+def _with_length(recipe: Recipe, images: int) -> Recipe:
+    """The recipe with the number of steps stated."""
+    if recipe.train.steps is not None:
+        return recipe
+    epochs = recipe.train.epochs or DEFAULT_EPOCHS
+    steps = max(1, round(epochs * images / recipe.optim.batch_size))
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": steps, "epochs": None})})
+
+
+def _run_folder(recipe: Recipe, out: str | Path | None, resume: bool) -> Path:
+    if out is None:
+        base = Path("runs") / recipe.name
+        number = 1
+        folder = base
+        while not resume and (folder / RECIPE).exists():
+            number += 1
+            folder = base.with_name(f"{base.name}-{number}")
+        return folder
+    folder = Path(out).expanduser()
+    if not resume and (folder / RECIPE).exists():
+        raise RecipeError(f"{folder}: holds a run already", "--resume continues it; or choose another --out")
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f"{folder}: is a file, --out names a folder")
+    return folder
+
+
+def _check_same(recipe: Recipe, folder: Path) -> None:
+    """A run goes on with the recipe it began with.
+
+    Raises:
+        RecipeError: it would not; the message has every key that differs.
+    """
+    if not (folder / RECIPE).is_file():
+        return
+    began = load_recipe(folder / RECIPE)
+    before, now = _flat(began.model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
+    changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
+    if changed:
+        raise RecipeError(
+            f"{folder}: the run began with another recipe ({'; '.join(changed)})",
+            f"leave --recipe and overrides out to go on with {folder / RECIPE}, or choose another --out",
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _last_step(folder: Path) -> int:
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        return 0
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except Exception as error:
+        raise UserError(f"{path}: the checkpoint cannot be read: {error}", "remove it to start again") from error
+
+
+def _trainer(recipe: Recipe, folder: Path, steps: int, start: int, callbacks: list[pl.Callback]) -> pl.Trainer:
+    logger = TensorBoardLogger(folder, name="", version="tensorboard", purge_step=start + 1 if start else None)
+    return pl.Trainer(
+        accelerator=recipe.train.device,
+        devices=1,
+        precision=resolve_precision(recipe),  # type: ignore[arg-type]
+        max_steps=steps,
+        max_epochs=-1,
+        accumulate_grad_batches=recipe.optim.accumulate,
+        logger=logger,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def resolve_precision(recipe: Recipe) -> str:
+    """Lightning's name of the precision; ``auto`` is bfloat16 where the hardware multiplies it natively."""
+    names = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+    chosen = recipe.train.precision
+    if chosen != "auto":
+        return names[chosen]
+    on_gpu = recipe.train.device in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+    if on_gpu:
+        return names["bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"]
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    on_cpu = recipe.train.device == "cpu" or not torch.backends.mps.is_available()
+    return names["bf16" if on_cpu and native else "float32"]
+
+
+def _write_header(recipe: Recipe, folder: Path, corpus: Corpus) -> None:
+    """The resolved recipe, the environment and the list of skipped files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECIPE).write_text(recipe.to_yaml())
+    packages = ("ssl-mednet", "torch", "torchvision", "pytorch-lightning", "lightly", "timm", "kornia", "numpy")
+    environment = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "precision": resolve_precision(recipe),
+        "packages": {name: metadata.version(name) for name in packages},
+    }
+    (folder / ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n")
+    if corpus.meta["skipped"]:
+        (folder / "skipped.csv").write_text((corpus.folder / "skipped.csv").read_text())
+
+
+def _save(
+    recipe: Recipe,
+    corpus: Corpus,
+    module: PretrainModule,
+    folder: Path,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> None:
+    preprocessing = Preprocessing(recipe.data.channels, recipe.data.image_size, mean, std)
+    rows = corpus.rows(recipe.data.split)
+    provenance = {
+        "recipe": recipe.model_dump(mode="json"),
+        "steps": recipe.train.steps,
+        "data": {
+            "source": Path(recipe.data.source).name,
+            "images": len(rows),
+            "modalities": corpus.modalities(rows),
+            "fingerprint": corpus.meta["fingerprint"],
+        },
+    }
+    encoder = module.method.encoder
+    save_backbone(encoder, folder / BACKBONE, recipe.backbone.name, _model_args(recipe), preprocessing, provenance)
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Lightning's advice is about its own loaders and flags, none of which a user of ours can set."""
+    names = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)

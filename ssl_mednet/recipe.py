@@ -1,0 +1,262 @@
+"""What a recipe may say: a strict schema, read from YAML, overridden from the command line, checked as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from yaml import YAMLError
+
+from ssl_mednet.errors import RecipeError, UserError, did_you_mean
+from ssl_mednet.shipped import find_shipped
+
+Share = Annotated[float, Field(ge=0, le=1)]
+B = TypeVar("B", bound=BaseModel)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class DataSection(Section):
+    source: str = Field("phantoms:gray", description="folder, archive, npz, file, or phantoms:gray|color[?n=N&seed=S]")
+    channels: Literal["gray", "color"] = Field("gray", description="one channel or three; other images are skipped")
+    image_size: int = Field(64, ge=16, le=1024, description="side of the images the backbone sees, pixels")
+    store_size: int = Field(0, ge=0, description="longest side kept in the cache, pixels; 0: twice image_size")
+    modality: str = Field("", description="modality of images that do not say it themselves")
+    convert: bool = Field(False, description="turn images of the other kind (gray, color) into this one")
+    split: Literal["train", "all"] = Field("train", description="where the source has splits: what to pretrain on")
+
+
+class BackboneSection(Section):
+    name: str = Field("resnet18", description="any timm model")
+    patch_size: int | None = Field(None, gt=0, description="of a ViT; timm's own when left out")
+    stem: Literal["auto", "standard", "small"] = Field("auto", description="of a CNN; auto: small below 96 px")
+    args: dict[str, Any] = Field({}, description="more arguments for timm.create_model")
+
+
+class MethodSection(BaseModel):
+    """The method's name and, beside it, the method's own settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "simclr"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class AugmentSection(Section):
+    policy: str = Field("by_modality", description="a policy's name, or by_modality: each image by its own")
+    strength: float = Field(1.0, ge=0, le=2, description="0: crop only; 1: the policy as it is")
+    min_crop: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="smallest share of the image a crop keeps; the method's own when left out"
+    )
+
+
+class OptimSection(Section):
+    name: str = Field("adamw", description="any optimizer of timm")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.05, ge=0, description="not on norms, biases, tokens and positions")
+    batch_size: int = Field(256, ge=2, description="images per update, over all processes and accumulation steps")
+    accumulate: int = Field(1, ge=1, description="batches per update; contrastive losses see one batch at a time")
+    warmup: Share = Field(0.05, description="share of the steps in which the rate rises")
+    min_lr: Share = Field(0.0, description="share of the peak rate left at the end")
+    clip: float = Field(3.0, ge=0, description="largest norm of the gradient; 0: no clipping")
+    options: dict[str, Any] = Field({}, description="more arguments for the optimizer")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> OptimSection:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
+        return self
+
+
+class TrainSection(Section):
+    steps: int | None = Field(None, ge=1, description="updates of the weights; give this or epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the data; give this or steps")
+    precision: Literal["auto", "float32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where it is fast")
+    seed: int = Field(0, ge=0)
+    device: str = Field("auto", description="auto, cpu, cuda, mps")
+    checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSection:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give steps or epochs, not both")
+        return self
+
+
+class MonitorSection(Section):
+    every: int = Field(50, ge=1, description="steps between points of the curves")
+    pictures: int = Field(8, ge=0, description="images in the pictures a method draws (reconstructions); 0: none")
+
+
+class Recipe(Section):
+    """Everything a pretraining run depends on besides the data itself."""
+
+    name: str = Field("pretraining", pattern=r"^[\w.-]+$")
+    data: DataSection = DataSection()
+    backbone: BackboneSection = BackboneSection()
+    method: MethodSection = MethodSection()
+    augment: AugmentSection = AugmentSection()
+    optim: OptimSection = OptimSection()
+    train: TrainSection = TrainSection()
+    monitor: MonitorSection = MonitorSection()
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    def to_yaml(self) -> str:
+        """The complete recipe as YAML, as it is written into the run folder; it reads back as the same recipe."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json")))
+
+
+def load_recipe(source: str | Path | dict[str, Any], overrides: list[str] | None = None) -> Recipe:
+    """Read, override and check a recipe.
+
+    Args:
+        source: a path, the name of a shipped recipe, or the recipe itself as a dictionary.
+        overrides: ``key=value`` with dotted keys, as on the command line; values are YAML.
+
+    Returns:
+        The recipe, complete and frozen, with the settings of its method filled in.
+
+    Raises:
+        RecipeError: naming the file, the key, what is allowed and the nearest right spelling.
+    """
+    where, content = read_yaml(source, "recipes", overrides)
+    _let_override_win(content, overrides or [])
+    recipe = parse(Recipe, content, where)
+    try:
+        return _check_together(recipe)
+    except UserError as error:
+        raise RecipeError(f"{where}: {error.message}", error.hint) from error
+
+
+def _let_override_win(content: dict[str, Any], overrides: list[str]) -> None:
+    """The length given on the command line replaces the one in the file, whichever of the two ways it is said."""
+    said = {o.partition("=")[0] for o in overrides}
+    for key, other in (("steps", "epochs"), ("epochs", "steps")):
+        if f"train.{key}" in said and f"train.{other}" not in said and isinstance(content.get("train"), dict):
+            content["train"].pop(other, None)
+
+
+def read_yaml(
+    source: str | Path | dict[str, Any], kind: Literal["recipes", "eval"], overrides: list[str] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """A YAML file as a dictionary, with interpolations resolved and overrides merged, and the name to call it by."""
+    if isinstance(source, dict):
+        where, config = "recipe", OmegaConf.create(source)
+    else:
+        path = find_shipped(source, kind)
+        where = str(source)
+        try:
+            config = OmegaConf.load(path)
+        except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+            raise RecipeError(f"{where}: is not YAML: {' '.join(str(error).split())}") from error
+    if not OmegaConf.is_dict(config):
+        raise RecipeError(f"{where}: must hold keys and values, not a {type(config).__name__}")
+    try:
+        config = OmegaConf.merge(config, OmegaConf.from_dotlist(_check_overrides(overrides or [])))
+        content = OmegaConf.to_container(config, resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise RecipeError(f"{where}: {' '.join(str(error).split())}") from error
+    assert isinstance(content, dict)
+    return where, {str(k): v for k, v in content.items()}
+
+
+def _check_overrides(overrides: list[str]) -> list[str]:
+    for text in overrides:
+        if "=" not in text or text.startswith("="):
+            raise RecipeError(f"{text!r} is no override", "write key=value, for example train.steps=200")
+    return overrides
+
+
+def parse(model: type[B], content: dict[str, Any], where: str, prefix: str = "") -> B:
+    """Validate against a schema; the first problem becomes one line that says what is allowed.
+
+    Args:
+        where: what to call the file in the message; nothing is said of it where it is empty.
+        prefix: the key under which ``content`` stands in the file.
+
+    Raises:
+        RecipeError: see above.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise _explain(error, model, where, prefix) from error
+
+
+def _explain(error: ValidationError, model: type[BaseModel], where: str, prefix: str) -> RecipeError:
+    # An unknown key is most often the reason for the other problems, so it comes first.
+    problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    loc = [str(part) for part in problem["loc"]]
+    key = ".".join([prefix, *loc] if prefix else loc)
+    where = f"{where}: " if where else ""
+    if problem["type"] == "extra_forbidden":
+        known = list(_section(model, loc[:-1]).model_fields)
+        return RecipeError(
+            f"{where}unknown key {key!r}", f"{did_you_mean(loc[-1], known)} allowed: {', '.join(known)}".strip()
+        )
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    given = f", not {problem['input']!r}" if not isinstance(problem["input"], dict) else ""
+    hint = ""
+    if problem["type"] in ("model_type", "dict_type"):
+        message = "must hold keys and values"
+    if problem["type"] == "literal_error":
+        options = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        hint = did_you_mean(str(problem["input"]), options)
+    return RecipeError(f"{where}{key or 'recipe'}: {message}{given}", hint)
+
+
+def _section(model: type[BaseModel], loc: list[str]) -> type[BaseModel]:
+    for part in loc:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        model = annotation
+    return model
+
+
+def _check_together(recipe: Recipe) -> Recipe:
+    """What no single section can know: that method, backbone, data and augmentation fit each other."""
+    from ssl_mednet.augment.views import check_policy
+    from ssl_mednet.backbones.factory import backbone_args, backbone_kind, create_backbone
+    from ssl_mednet.backbones.optim import check_optimizer
+    from ssl_mednet.imaging.modality import CHANNEL_COUNT, modality
+    from ssl_mednet.methods import METHODS
+
+    data, backbone = recipe.data, recipe.backbone
+    method = METHODS.get(recipe.method.name)
+    settings = parse(method.Config, recipe.method.settings, "", prefix="method")
+    channels = CHANNEL_COUNT[data.channels]
+    family = data.source.partition(":")[2].partition("?")[0]
+    if data.source.startswith("phantoms:") and family in CHANNEL_COUNT and family != data.channels:
+        raise RecipeError(f"data.source {data.source!r} makes {family} images, data.channels is {data.channels!r}")
+    if backbone.args.get("in_chans", channels) != channels:
+        raise RecipeError(f"backbone.args.in_chans must be {channels}: data.channels is {data.channels!r}")
+    if data.modality and modality(data.modality).channels != data.channels and not data.convert:
+        raise RecipeError(f"data.modality {data.modality!r} is {modality(data.modality).channels}, not {data.channels}")
+    kind = backbone_kind(backbone.name)
+    if kind not in method.backbone_kinds:
+        wanted = " or ".join(sorted(method.backbone_kinds))
+        hint = "for example backbone.name=vit_tiny_patch16_224" if wanted == "vit" else ""
+        raise RecipeError(
+            f"method {recipe.method.name!r} trains a {wanted}, backbone.name {backbone.name!r} is a {kind}", hint
+        )
+    args = backbone_args(
+        backbone.name, channels, data.image_size, backbone.patch_size, backbone.stem, dict(backbone.args)
+    )
+    create_backbone(backbone.name, args, meta=True)
+    check_optimizer(recipe.optim.name)
+    check_policy(recipe.augment.policy, data.channels)
+    filled = {"name": recipe.method.name} | settings.model_dump(mode="json")
+    return recipe.model_copy(update={"method": MethodSection.model_validate(filled)})
