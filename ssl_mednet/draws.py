@@ -1,11 +1,12 @@
-"""Random numbers as a pure function of (seed, step, row, name): nothing to save, the same on every device."""
+"""Random numbers as a pure function of (seed, step, row, name): nothing to save, the same for every device."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,22 +14,11 @@ _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: the increment of SplitMix64
 _MASK64 = (1 << 64) - 1
 
 
-def _signed(value: int) -> int:
-    """A 64-bit pattern as the signed integer torch wants."""
-    value &= _MASK64
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical (not arithmetic) right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014, figure 16) on int64 tensors, which wrap as it needs."""
-    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
-    return x ^ _shift_right(x, 31)
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014, figure 16) on uint64, which wraps as it needs."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def _mix_int(x: int) -> int:
@@ -51,24 +41,31 @@ def stable_hash(*parts: int | str) -> int:
 class Draws:
     """Random numbers for the rows of one batch; each row's numbers do not depend on the rows beside it.
 
+    They are made on the CPU, so that they are the same whatever the device, and sent to ``device`` in one piece.
+
     Args:
         seed: of the run.
         step: number of the batch.
-        rows: ``[B]`` int64, what each row is; two equal rows get equal numbers.
+        rows: ``[B]`` int64 on the CPU, what each row is; two equal rows get equal numbers.
         name: prefix of all names, so that one batch holds several independent streams.
+        device: where the numbers are wanted.
     """
 
     seed: int
     step: int
     rows: Tensor
     name: str = ""
+    device: torch.device | str = "cpu"
 
     def uniform(self, name: str, count: int) -> Tensor:
         """``[B, count]`` float32 in [0, 1), multiples of 2^-24."""
-        key = stable_hash(self.seed, self.step, f"{self.name}/{name}")
-        columns = torch.arange(1, count + 1, device=self.rows.device, dtype=torch.int64) * _signed(_GOLDEN)
-        state = _mix(self.rows * _signed(_GOLDEN) + _signed(key))
-        return _shift_right(_mix(state[:, None] + columns), 40).to(torch.float32) * 2.0**-24
+        key = np.uint64(stable_hash(self.seed, self.step, f"{self.name}/{name}"))
+        golden = np.uint64(_GOLDEN)
+        columns = np.arange(1, count + 1, dtype=np.uint64) * golden
+        with np.errstate(over="ignore"):
+            state = _mix(self.rows.numpy().astype(np.uint64) * golden + key)
+            bits = _mix(state[:, None] + columns) >> np.uint64(40)
+        return torch.from_numpy(bits.astype(np.float32) * np.float32(2.0**-24)).to(self.device, non_blocking=True)
 
     def normal(self, name: str, count: int) -> Tensor:
         """``[B, count]`` float32, standard normal (Box and Muller 1958)."""
@@ -78,8 +75,12 @@ class Draws:
 
     def take(self, index: Tensor) -> Draws:
         """The draws of some of the rows."""
-        return Draws(self.seed, self.step, self.rows[index], self.name)
+        return replace(self, rows=self.rows[index.cpu()])
+
+    def on(self, device: torch.device | str) -> Draws:
+        """The same numbers, delivered to another device."""
+        return replace(self, device=device)
 
     def child(self, name: str) -> Draws:
         """An independent stream for the same rows."""
-        return Draws(self.seed, self.step, self.rows, f"{self.name}/{name}")
+        return replace(self, name=f"{self.name}/{name}")

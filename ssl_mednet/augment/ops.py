@@ -26,6 +26,12 @@ class RowOp(IntensityAugmentationBase2D):
     """
 
     numbers: ClassVar[int]
+    # Ops of physical artefacts act on the whole source image before the crop ("source"), the others on the view.
+    stage: ClassVar[str] = "view"
+    # Whether ``params["mask"]`` ([B, 1, H, W], 1 where the op may act) is wanted; policies compute it once a batch.
+    uses_mask: ClassVar[bool] = False
+    # Whether the op makes sense for three channels only; such an op is refused for gray when the recipe is read.
+    color_only: ClassVar[bool] = False
 
     def __init__(self, p: float = 1.0, strength: float = 1.0) -> None:
         super().__init__(p=p, p_batch=1.0, same_on_batch=False, keepdim=False)
@@ -49,28 +55,35 @@ class RowOp(IntensityAugmentationBase2D):
         return self.change(input, tensors)
 
 
-def run(op: IntensityAugmentationBase2D, images: Tensor, draws: Draws, name: str) -> Tensor:
+def run(op: IntensityAugmentationBase2D, images: Tensor, draws: Draws, name: str, mask: Tensor | None = None) -> Tensor:
     """Apply one augmentation to the rows that its coin chooses, with numbers from ``draws``.
+
+    ``mask`` is handed to the ops that want one (``[B, 1, H, W]``, 1 where they may act).
 
     A kornia augmentation that is not a :class:`RowOp` draws from torch's global generator; it is seeded from the
     draws, row by row, so that its result too depends on (seed, step, row) only.
     """
-    coins = draws.uniform(f"{name}/coin", 1)[:, 0]
-    index = (coins < op.p).nonzero()[:, 0]
-    if len(index) == 0:
+    numbers = op.numbers if isinstance(op, RowOp) else 1
+    u = draws.on("cpu").uniform(name, 1 + numbers)
+    on_cpu = (u[:, 0] < op.p).nonzero()[:, 0]
+    if len(on_cpu) == 0:
         return images
-    chosen, draws = images[index], draws.take(index)
+    index, u = on_cpu.to(images.device), u[on_cpu, 1:]
+    chosen = images if len(index) == len(images) else images[index]
     if isinstance(op, RowOp):
-        changed = op.change(chosen, op.parameters_from(draws.uniform(name, op.numbers)))
+        params = op.parameters_from(u.to(images.device))
+        if op.uses_mask and mask is not None:
+            params["mask"] = mask[index]
+        changed = op.change(chosen, params)
     else:
-        changed = _run_foreign(op, chosen, draws, name)
+        changed = _run_foreign(op, chosen, u[:, 0])
     if len(index) == len(images):
         return changed
     return images.index_copy(0, index, changed.to(images.dtype))
 
 
-def _run_foreign(op: IntensityAugmentationBase2D, images: Tensor, draws: Draws, name: str) -> Tensor:
-    seeds = (draws.uniform(name, 1)[:, 0].double() * 2**24).long().tolist()
+def _run_foreign(op: IntensityAugmentationBase2D, images: Tensor, u: Tensor) -> Tensor:
+    seeds = (u.double() * 2**24).long().tolist()
     rows = []
     with torch.random.fork_rng(devices=[]):
         for seed in seeds:

@@ -77,7 +77,7 @@ class ViewMaker(nn.Module):
             return [(self._get(names[codes[0]]), None)]
         groups = []
         for name in sorted(set(names.values())):
-            of_policy = torch.tensor([c for c in codes if names[c] == name], device=modality.device)
+            of_policy = torch.tensor([c for c in codes if names[c] == name])
             groups.append((self._get(name), torch.isin(modality, of_policy).nonzero()[:, 0]))
         return groups
 
@@ -101,8 +101,9 @@ class ViewMaker(nn.Module):
             out = images.new_empty(len(images), images.shape[1], size, size)
             for policy, index in groups:
                 assert index is not None
-                part = self._augment(policy, images[index], sizes[index], spec, size, draws.take(index))
-                out.index_copy_(0, index, part)
+                there = index.to(images.device)
+                part = self._augment(policy, images[there], sizes[there], spec, size, draws.take(index))
+                out.index_copy_(0, there, part)
         return out.sub_(self.mean).div_(self.std)
 
     @staticmethod

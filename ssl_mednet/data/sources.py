@@ -112,7 +112,7 @@ class PhantomSource(Source):
     The split of an index is fixed (7 of 10 train, 1 val, 2 test), so a pretraining never sees what it is tested on.
     """
 
-    size = 96
+    size = 64
 
     def __init__(self, spec: str) -> None:
         super().__init__(spec)

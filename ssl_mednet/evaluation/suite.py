@@ -17,13 +17,10 @@ from ssl_mednet.data.corpus import CorpusSpec
 from ssl_mednet.data.labelled import LabelledSet, open_labelled
 from ssl_mednet.errors import RecipeError, UserError
 from ssl_mednet.evaluation.features import Weights, extract, load_weights
-from ssl_mednet.probe.intervals import bootstrap
-from ssl_mednet.probe.knn import knn_scores, select_k
-from ssl_mednet.probe.linear import fit_linear
-from ssl_mednet.probe.metrics import accuracy, auroc, balanced_accuracy
+from ssl_mednet.probe import METRICS, bootstrap, fit_linear, knn_scores, select_k
 from ssl_mednet.recipe import Section, parse, read_yaml
 
-REPORTED = {"auroc": auroc, "accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
+REPORTED = {name: METRICS[name] for name in ("auroc", "accuracy", "balanced_accuracy")}
 RESULTS = "results.json"
 
 
@@ -135,18 +132,10 @@ Split = dict[str, np.ndarray]
 
 def _knn(features: Split, labels: Split, task: LabelledSet, plan: Suite) -> tuple[np.ndarray, dict[str, Any]]:
     """Scores of the test rows by their neighbours among the training rows; k by validation AUROC."""
-    bank, count = features["train"], len(task.classes)
-    k = select_k(
-        bank,
-        labels["train"],
-        features["val"],
-        labels["val"],
-        plan.knn_k,
-        temperature=plan.temperature,
-        num_classes=count,
-    )
-    scores = knn_scores(bank, labels["train"], features["test"], k, temperature=plan.temperature, num_classes=count)
-    return scores, {"k": k}
+    bank, options = features["train"], {"num_classes": len(task.classes), "temperature": plan.temperature}
+    choice = select_k(bank, labels["train"], features["val"], labels["val"], plan.knn_k, **options)
+    scores = knn_scores(bank, labels["train"], features["test"], choice.k, **options)
+    return scores, {"k": choice.k, "note": choice.note}
 
 
 def _linear(features: Split, labels: Split, task: LabelledSet, plan: Suite) -> tuple[np.ndarray, dict[str, Any]]:
@@ -159,7 +148,8 @@ def _linear(features: Split, labels: Split, task: LabelledSet, plan: Suite) -> t
         num_classes=len(task.classes),
         multilabel=task.multilabel,
     )
-    return probe.predict_proba(features["test"]), {"strength": probe.strength}
+    chosen = {"strength": probe.strength, "converged": probe.converged, "note": probe.note}
+    return probe.predict_proba(features["test"]), chosen
 
 
 _PROTOCOLS: dict[str, Callable[[Split, Split, LabelledSet, Suite], tuple[np.ndarray, dict[str, Any]]]] = {

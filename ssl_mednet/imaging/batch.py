@@ -16,8 +16,8 @@ class ImageBatch:
         pixels: ``[B, C, H, W]`` uint8 or uint16, stored values.
         sizes: ``[B, 2]`` int64, height and width of each image on the canvas.
         window: ``[B, 2]`` float32, the stored values that map to 0 and 1.
-        modality: ``[B]`` int64, codes of :data:`ssl_mednet.imaging.modality.MODALITIES`.
-        rows: ``[B]`` int64, positions in the corpus.
+        modality: ``[B]`` int64, codes of :data:`ssl_mednet.imaging.modality.MODALITIES`; always on the CPU.
+        rows: ``[B]`` int64, positions in the corpus; always on the CPU.
     """
 
     pixels: Tensor
@@ -30,8 +30,12 @@ class ImageBatch:
         return len(self.rows)
 
     def to(self, device: torch.device | str) -> ImageBatch:
-        """The same batch on ``device``; copies do not block where the memory is pinned."""
-        return ImageBatch(*(getattr(self, f).to(device, non_blocking=True) for f in self.__dataclass_fields__))
+        """The same batch on ``device``; copies do not block where the memory is pinned.
+
+        What decides which row gets what (modality and row numbers) stays on the CPU, so that nothing waits for a GPU.
+        """
+        moved = (t.to(device, non_blocking=True) for t in (self.pixels, self.sizes, self.window))
+        return ImageBatch(*moved, self.modality, self.rows)
 
     def pin_memory(self) -> ImageBatch:
         """The same batch in page-locked memory, for copies to a GPU that overlap with its work."""

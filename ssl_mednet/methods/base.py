@@ -49,8 +49,8 @@ class Batch:
     """What a step knows of its images besides the views.
 
     Args:
-        rows: ``[B]`` int64, positions in the corpus.
-        modality: ``[B]`` int64, codes of :data:`ssl_mednet.imaging.modality.MODALITIES`.
+        rows: ``[B]`` int64 on the CPU, positions in the corpus.
+        modality: ``[B]`` int64 on the CPU, codes of :data:`ssl_mednet.imaging.modality.MODALITIES`.
         draws: random numbers that depend on (seed, step, row) only; use these for masks and the like, so that a row
             gets the same draw in whatever batch, process or order it comes.
         step: number of the batch since the start of training.

@@ -49,7 +49,7 @@ class PretrainModule(pl.LightningModule):
 
     def prepare(self, step: int, images: ImageBatch) -> tuple[list[Tensor], Batch]:
         """The views of a batch and what the method may know of it."""
-        draws = Draws(self.recipe.train.seed, step, images.rows)
+        draws = Draws(self.recipe.train.seed, step, images.rows, device=images.pixels.device)
         views = self.views(images, draws)
         if self.channels_last:
             views = [v.contiguous(memory_format=torch.channels_last) for v in views]

@@ -1,0 +1,149 @@
+"""Readers of medical and common image formats: a file or its bytes in, 2-D images out, or the reason why not.
+
+The format is decided by the first bytes; the suffix only where they do not say it (DICOM without its preamble). Each
+reader lives in its own module and is imported when its format is first met.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ssl_mednet.errors import UnreadableImage
+from ssl_mednet.imaging.image import MAX_PIXELS, MedicalImage
+
+# fmt: off
+SUFFIXES = frozenset({
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff",
+    ".dcm", ".dicom", ".ima", ".nii", ".gz", ".npy", ".npz",
+})
+# fmt: on
+_NO_IMAGES = frozenset({"README", "LICENSE", "LICENCE", "NOTICE", "DICOMDIR", "Makefile", "VERSION", "CITATION"})
+_HEAD = 4096
+
+
+@dataclass(frozen=True)
+class ReadContext:
+    """What the caller knows of a file.
+
+    Args:
+        modality: of images that do not say their own.
+        name: what to call the file in messages; its path when empty.
+        max_pixels: larger images (height x width x planes) are refused before they are decoded.
+    """
+
+    modality: str = ""
+    name: str = ""
+    max_pixels: int = MAX_PIXELS
+
+    def fail(self, reason: str) -> UnreadableImage:
+        return UnreadableImage(self.name, reason)
+
+    def check_size(self, *shape: int) -> None:
+        """Raise :class:`UnreadableImage` for an empty or an enormous picture, before memory is taken for it."""
+        count = 1
+        for side in shape:
+            if side <= 0:
+                raise self.fail("is empty: " + " x ".join(map(str, shape)) + " pixels")
+            count *= int(side)
+        if count > self.max_pixels:
+            raise self.fail(f"is too large: {' x '.join(map(str, shape))} pixels, the limit is {self.max_pixels:,}")
+
+
+def read(source: Path | bytes, ctx: ReadContext | None = None) -> Iterator[MedicalImage]:
+    """Every 2-D image in a file: one for a picture, one a frame or slice for a cine, a stack or a volume.
+
+    Args:
+        source: path of the file, or its content.
+        ctx: what else is known; ``name`` is set from the path where it is empty.
+
+    Yields:
+        Images at their native bit depth, in the order of the file.
+
+    Raises:
+        UnreadableImage: and nothing else, whatever the bytes are; images before the damage have been yielded.
+    """
+    ctx = ctx or ReadContext()
+    if not ctx.name:
+        name = str(source) if isinstance(source, Path) else "bytes"
+        ctx = ReadContext(ctx.modality, name, ctx.max_pixels)
+    try:
+        head = _head(source)
+        module = importlib.import_module(f"{__name__}.{format_of(ctx.name, head)}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders warn of what the reader reports or repairs
+            yield from module.read(source, ctx)
+    except UnreadableImage:
+        raise
+    except MemoryError as error:
+        raise ctx.fail("needs more memory than there is") from error
+    except Exception as error:
+        # Decoders raise everything from struct.error to RecursionError on broken bytes. Their text may quote tags with
+        # names in them, so only the kind of error is told.
+        raise ctx.fail(f"is damaged or not what it seems ({type(error).__name__})") from error
+
+
+def format_of(name: str, head: bytes) -> str:
+    """The reader's module for a file, from its first bytes (at least 600 where the file has them) and its name.
+
+    Raises:
+        UnreadableImage: empty, or of no format that is known here.
+    """
+    if not head:
+        raise UnreadableImage(name, "is empty (0 bytes)")
+    suffix = PurePosixPath(name.lower()).suffix
+    if head[128:132] == b"DICM":
+        return "dicom"
+    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM")) or head[8:12] == b"WEBP":
+        return "raster"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "tiff"
+    if head.startswith((b"\x93NUMPY", b"PK\x03\x04")) and (suffix == ".npz" or head[:1] == b"\x93"):
+        return "array"
+    if head[344:347] in (b"n+1", b"ni1") or head[4:7] in (b"n+2", b"ni2") or name.lower().endswith((".nii", ".nii.gz")):
+        return "nifti"
+    if head.startswith((b"PK\x03\x04", b"\x1f\x8b")):
+        raise UnreadableImage(name, "is an archive inside the source; unpack it")
+    # Without preamble the first element is of group 0002 or 0008, in either byte order.
+    if head[:2] in (b"\x02\0", b"\x08\0") or head[:4] in (b"\0\x08\0\0", b"\0\x08\0\x05", b"\0\x08\0\x08"):
+        return "dicom"
+    if suffix in (".dcm", ".dicom", ".ima"):
+        raise UnreadableImage(name, "is named as DICOM but does not begin as DICOM does")
+    raise UnreadableImage(
+        name, f"is of no known image format{f', whatever its suffix {suffix} says' if suffix else ''}"
+    )
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is looked at at all: a known suffix, or none, as DICOM files often have."""
+    path = PurePosixPath(name)
+    if path.name.startswith(("._", ".")) or "__MACOSX" in path.parts:
+        return False
+    return path.suffix.lower() in SUFFIXES or ("." not in path.name and path.name not in _NO_IMAGES)
+
+
+def _head(source: Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source[:_HEAD]
+    try:
+        with source.open("rb") as file:
+            return file.read(_HEAD)
+    except IsADirectoryError as error:
+        raise UnreadableImage(source, "is a folder") from error
+    except OSError as error:
+        raise UnreadableImage(source, f"cannot be opened: {error.strerror}") from error
+
+
+def npz_splits(path: Path) -> dict:
+    """Images and labels by split of an npz with MedMNIST's keys; see :func:`.array.splits`."""
+    from ssl_mednet.imaging.readers.array import splits
+
+    return splits(path)
+
+
+for _noisy in ("pydicom", "tifffile", "nibabel", "PIL"):
+    logging.getLogger(_noisy).setLevel(logging.CRITICAL)

@@ -1,0 +1,154 @@
+"""zip and tar: their members as bytes, one bad member never in the way of the others.
+
+Nothing is ever unpacked to disk. Absolute and parent paths, links and devices are refused although no path is used,
+because an archive that has them is not what its owner thinks it is.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from ssl_mednet.errors import UnreadableImage
+
+MAX_MEMBER = 2 * 1024**3  # bytes of one member, unpacked
+MAX_RATIO = 1000  # unpacked / packed; deflate of real pictures reaches about 300 for blank ones
+_ALLOWED_ANYWAY = 16 * 1024**2  # small members may compress as well as they like
+_CHUNK = 1024**2
+_BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+
+Member = tuple[str, bytes | UnreadableImage]
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip (npz apart) or a tar, by its content."""
+    if path.suffix.lower() in (".npz", ".nii", ".dcm") or path.name.lower().endswith(".nii.gz"):
+        return False
+    try:
+        return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+    except _BROKEN:
+        return False
+
+
+def names(path: Path) -> list[str]:
+    """Names of all regular members, in the archive's order.
+
+    Raises:
+        UnreadableImage: the archive's directory cannot be read.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                return [info.filename for info in file.infolist() if not info.is_dir()]
+        found = []
+        with tarfile.open(path) as tar:
+            try:
+                for member in tar:
+                    if not member.isdir():
+                        found.append(member.name.removeprefix("./"))
+            except _BROKEN:
+                pass  # what comes before the damage is still good; `members` reports the rest
+        return found
+    except _BROKEN as error:
+        raise UnreadableImage(path, "is a damaged archive: its directory cannot be read") from error
+
+
+def members(path: Path) -> Iterator[Member]:
+    """Every regular member with its content, or with the reason why it has none, in the archive's order."""
+    if zipfile.is_zipfile(path):
+        yield from _zip_members(path)
+    else:
+        yield from _tar_members(path)
+
+
+def read_member(path: Path, name: str) -> bytes:
+    """The content of one member.
+
+    Raises:
+        UnreadableImage: it is not there or cannot be read.
+    """
+    for found, content in _zip_members(path, name) if zipfile.is_zipfile(path) else _tar_members(path, name):
+        if found == name:
+            if isinstance(content, UnreadableImage):
+                raise content
+            return content
+    raise UnreadableImage(f"{path}!{name}", "no such member")
+
+
+def _zip_members(path: Path, only: str = "") -> Iterator[Member]:
+    try:
+        with zipfile.ZipFile(path) as file:
+            for info in file.infolist():
+                if info.is_dir() or (only and info.filename != only):
+                    continue
+                full = f"{path}!{info.filename}"
+                reason = _unsafe(info.filename) or ("is protected by a password" if info.flag_bits & 1 else "")
+                if (info.external_attr >> 16) & 0o170000 == 0o120000:
+                    reason = "is a link; links are not followed"
+                try:
+                    content = None if reason else _read(file.open(info), info.compress_size, full)
+                except UnreadableImage as error:
+                    yield info.filename, error
+                    continue
+                except _BROKEN:
+                    reason = "is damaged inside the archive"
+                yield info.filename, UnreadableImage(full, reason) if reason or content is None else content
+    except _BROKEN as error:
+        raise UnreadableImage(path, "is a damaged archive: its directory cannot be read") from error
+
+
+def _tar_members(path: Path, only: str = "") -> Iterator[Member]:
+    packed = path.stat().st_size
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                name = member.name.removeprefix("./")
+                if member.isdir() or (only and name != only):
+                    continue
+                full = f"{path}!{name}"
+                reason = _unsafe(member.name) or ("" if member.isreg() else "is a link or a device, not a file")
+                if reason:
+                    yield name, UnreadableImage(full, reason)
+                    continue
+                try:
+                    stream = tar.extractfile(member)
+                    assert stream is not None
+                    yield name, _read(stream, packed, full)
+                except UnreadableImage as error:
+                    yield name, error
+    except _BROKEN:
+        rest = f"{path}!(rest)"
+        yield "(rest)", UnreadableImage(rest, "the archive is truncated or damaged here; what comes after is lost")
+
+
+def _unsafe(name: str) -> str:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or (len(name) > 1 and name[1] == ":"):
+        return "has a path that leads out of the archive"
+    return ""
+
+
+def _read(stream: IO[bytes], packed: int, full: str) -> bytes:
+    """All bytes of a member, counted while they come: what the archive declares is not believed."""
+    limit = min(MAX_MEMBER, max(_ALLOWED_ANYWAY, MAX_RATIO * packed))
+    chunks, total = [], 0
+    with stream:
+        while chunk := stream.read(_CHUNK):
+            total += len(chunk)
+            if total > limit:
+                raise UnreadableImage(full, f"unpacks to more than {limit:,} bytes, as decompression bombs do")
+            chunks.append(chunk)
+    return b"".join(chunks)

@@ -1,0 +1,113 @@
+"""npy and npz arrays, among them MedMNIST's; never unpickled."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from ssl_mednet.errors import UnreadableImage
+from ssl_mednet.imaging.image import MedicalImage
+from ssl_mednet.imaging.readers import ReadContext
+from ssl_mednet.imaging.readers.levels import as_stored, in_channels
+
+_SPLITS = ("train", "val", "test")
+Splits = dict[str, tuple[np.ndarray, np.ndarray | None]]
+
+
+def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
+    """The images of an array ``[H, W]``, ``[H, W, 3]``, ``[N, H, W]`` or ``[N, H, W, C]``, or of all arrays of an npz
+    that have such a shape (MedMNIST's ``*_images`` alone where there are any), in order."""
+    data = io.BytesIO(source) if isinstance(source, bytes) else source
+    index = 0
+    for array in _arrays(data, ctx):
+        for image in _stack(array, ctx):
+            yield MedicalImage(in_channels(image, ctx.name), ctx.modality, index=index)
+            index += 1
+    if not index:
+        raise ctx.fail("holds no array that has the shape of a picture")
+
+
+def splits(path: Path) -> Splits:
+    """Images and labels by split of an npz with MedMNIST's keys (``train_images``, ``train_labels``, ...).
+
+    Empty for any other file. Images are ``[N, H, W]`` or ``[N, H, W, 3]``.
+
+    Raises:
+        UnreadableImage: labels and images of a split differ in number, or the file cannot be read.
+    """
+    ctx = ReadContext(name=str(path))
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = {n.removesuffix(".npy") for n in file.namelist()}
+            present = [s for s in _SPLITS if f"{s}_images" in names]
+            return {s: _split(file, s, names, ctx) for s in present}
+    except (zipfile.BadZipFile, OSError, ValueError, zlib.error, EOFError) as error:
+        raise ctx.fail("is no npz, or a damaged one") from error
+
+
+def _split(
+    file: zipfile.ZipFile, split: str, names: set[str], ctx: ReadContext
+) -> tuple[np.ndarray, np.ndarray | None]:
+    images = as_stored(_member(file, f"{split}_images.npy", ctx), ctx.name)
+    labels = _member(file, f"{split}_labels.npy", ctx) if f"{split}_labels" in names else None
+    if labels is not None and len(labels) != len(images):
+        raise ctx.fail(f"has {len(images)} {split} images but {len(labels)} labels")
+    return images, labels
+
+
+def _arrays(data: Path | io.BytesIO, ctx: ReadContext) -> Iterator[np.ndarray]:
+    with data.open("rb") if isinstance(data, Path) else data as file:
+        if file.read(2) != b"PK":
+            file.seek(0)
+            yield _load(file, ctx)
+            return
+        try:
+            with zipfile.ZipFile(file) as archive:
+                names = [n for n in archive.namelist() if n.endswith(".npy")]
+                medmnist = [f"{s}_images.npy" for s in _SPLITS if f"{s}_images.npy" in names]
+                for name in medmnist or names:
+                    yield _member(archive, name, ctx)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise ctx.fail("is a truncated or damaged npz") from error
+
+
+def _member(archive: zipfile.ZipFile, name: str, ctx: ReadContext) -> np.ndarray:
+    if archive.getinfo(name).flag_bits & 1:
+        raise ctx.fail("is protected by a password")
+    with archive.open(name) as file:
+        return _load(file, ctx)
+
+
+def _load(file: IO[bytes], ctx: ReadContext) -> np.ndarray:
+    """One array, after a look at its header: no objects, no memory for absurd shapes."""
+    version = npy.read_magic(file)
+    read_header: Any = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ctx.fail("holds Python objects, which are never unpickled; save plain numbers")
+    ctx.check_size(*(shape or (1,)))
+    count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    content = file.read(count)
+    if len(content) < count:
+        raise ctx.fail(f"is truncated: {len(content):,} of {count:,} bytes of its array")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _stack(array: np.ndarray, ctx: ReadContext) -> Iterator[np.ndarray]:
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4)):
+        array = array[None]
+    if array.ndim not in (3, 4):
+        raise ctx.fail(f"has shape {list(array.shape)}; [H, W], [H, W, 3], [N, H, W] and [N, H, W, C] are pictures")
+    for image in array:
+        try:
+            yield as_stored(image, ctx.name)
+        except UnreadableImage:
+            if len(array) == 1:
+                raise  # in a stack the others are still good

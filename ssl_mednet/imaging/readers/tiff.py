@@ -1,0 +1,54 @@
+"""TIFF: 1 to 16 bit and float, one page an image; of a pyramid, its full resolution."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from ssl_mednet.imaging.image import MedicalImage
+from ssl_mednet.imaging.readers import ReadContext
+from ssl_mednet.imaging.readers.levels import as_stored, in_channels
+
+
+def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
+    """Every page that is a picture, in order; reduced copies (pyramid levels, thumbnails) are left out."""
+    try:
+        with tifffile.TiffFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            pages = [p for p in file.pages if isinstance(p, tifffile.TiffPage)]
+            found = 0
+            for page in pages:
+                if page.is_reduced or _is_level(page, pages):
+                    continue
+                ctx.check_size(page.imagelength, page.imagewidth, page.imagedepth)
+                pixels = as_stored(_pixels(page), ctx.name)
+                yield MedicalImage(in_channels(pixels, ctx.name), ctx.modality, index=found)
+                found += 1
+    except (tifffile.TiffFileError, ValueError, OSError, IndexError, KeyError) as error:
+        raise ctx.fail(f"is a damaged or unusual TIFF ({type(error).__name__})") from error
+    if not found:
+        raise ctx.fail("is a TIFF without a picture")
+
+
+def _is_level(page: tifffile.TiffPage, pages: list[tifffile.TiffPage]) -> bool:
+    """Whether a page is a smaller copy of the first one, as slide scanners store them: tiled, at a whole reduction."""
+    first = pages[0]
+    if page is first or not first.is_tiled:
+        return False
+    ratio = first.imagewidth / page.imagewidth
+    return page.imagewidth < first.imagewidth and (page.is_tiled or abs(ratio - round(ratio)) < 0.05 or ratio > 4)
+
+
+def _pixels(page: tifffile.TiffPage) -> np.ndarray:
+    pixels = page.asarray()
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
+        table = np.asarray(page.colormap)  # [3, 2^bits] uint16
+        return np.moveaxis(table[:, pixels], 0, -1)
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind in "ub":
+        pixels = ~pixels if pixels.dtype == bool else np.iinfo(pixels.dtype).max - pixels
+    if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
+        pixels = np.moveaxis(pixels, 0, -1)
+    return pixels

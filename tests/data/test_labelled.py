@@ -1,0 +1,59 @@
+"""Splits that are made, and splits that leak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssl_mednet.data.corpus import CorpusSpec
+from ssl_mednet.data.labelled import LabelledSet, open_labelled
+from ssl_mednet.errors import DataError
+
+GRAY = CorpusSpec("gray", 32)
+
+
+def labelled(tmp_path: Path, rows: list[tuple[str, str, str]]) -> LabelledSet:
+    """A set from (label, split, group) rows."""
+    lines = [f"{i:04}.npy,{label},{split},{group}" for i, (label, split, group) in enumerate(rows)]
+    tmp_path.mkdir(exist_ok=True)
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,split,group", *lines]))
+    for i in range(len(rows)):
+        np.save(tmp_path / f"{i:04}.npy", np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8))
+    return open_labelled(tmp_path, GRAY, quiet=True)
+
+
+def test_missing_splits_are_made_by_group_and_stratified(tmp_path: Path) -> None:
+    rows = [("ab"[i // 100], "", f"p{i // 4}") for i in range(200)]
+    task = labelled(tmp_path / "set", rows)
+    assert task.made == ("test", "val")
+    groups = [set(task.groups[task.splits[s]]) for s in ("train", "val", "test")]
+    assert not (groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2])
+    sizes = {s: len(r) for s, r in task.splits.items()}
+    assert sum(sizes.values()) == 200
+    assert 32 <= sizes["test"] <= 48
+    for split in ("train", "val", "test"):
+        assert abs(task.labels[task.splits[split]].mean() - 0.5) < 0.1
+    again = labelled(tmp_path / "again", rows)
+    assert all(np.array_equal(again.splits[s], task.splits[s]) for s in task.splits)
+
+
+def test_a_missing_validation_split_comes_from_training_rows_only(tmp_path: Path) -> None:
+    rows = [("ab"[i % 2], "test" if i < 20 else "train", "") for i in range(100)]
+    task = labelled(tmp_path, rows)
+    assert task.made == ("val",)
+    assert task.splits["test"].tolist() == list(range(20))
+    assert 8 <= len(task.splits["val"]) <= 16
+    assert not task.grouped
+
+
+def test_a_patient_on_both_sides_of_a_split_is_refused(tmp_path: Path) -> None:
+    rows = [("a", "train", "p1"), ("b", "train", "p2"), ("a", "val", "p3"), ("b", "test", "p1")]
+    with pytest.raises(DataError, match=r"1 groups .* in both train and test"):
+        labelled(tmp_path, rows)
+
+
+def test_too_few_images_for_the_splits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no labelled image is left"):
+        labelled(tmp_path, [("a", "", ""), ("b", "", "")])

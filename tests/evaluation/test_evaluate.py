@@ -1,0 +1,173 @@
+"""Evaluation end to end: rows to trust, baselines of the same architecture, refusals of what does not fit."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from ssl_mednet import evaluate, pretrain
+from ssl_mednet.data.corpus import CorpusSpec
+from ssl_mednet.data.labelled import LabelledSet, open_labelled
+from ssl_mednet.errors import ArtifactError, DataError, RecipeError
+from ssl_mednet.evaluation import features as features_module
+from ssl_mednet.evaluation.features import Weights, extract, load_weights
+from ssl_mednet.evaluation.table import show
+from ssl_mednet.shipped import list_shipped
+
+TASK = "phantoms:gray?n=300&label=modality"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = {
+        "name": "small",
+        "data": {"source": "phantoms:gray?n=60", "channels": "gray", "image_size": 32},
+        "backbone": {"name": "test_vit", "patch_size": 8},
+        "method": {"name": "mae"},
+        "optim": {"batch_size": 8},
+        "train": {"steps": 4, "device": "cpu"},
+    }
+    return pretrain(recipe, out=tmp_path_factory.mktemp("runs") / "small", quiet=True).folder
+
+
+def test_several_weights_make_one_list_of_rows(trained: Path, tmp_path: Path) -> None:
+    results = evaluate([str(trained), "random:", "random:test_resnet"], data=TASK, out=tmp_path / "out", quiet=True)
+    assert results.path == tmp_path / "out" / "results.json"
+    rows = json.loads(results.path.read_text())
+    assert rows == json.loads(json.dumps(results.rows))
+    assert [(Path(r["weights"]).name, r["protocol"]) for r in rows] == [
+        (w, p) for w in ("small", "random:", "random:test_resnet") for p in ("knn", "linear")
+    ]
+    for row in rows:
+        assert row["n"] == 60
+        assert row["n_train"] == 210
+        assert len(row["classes"]) == 5
+        for name in ("auroc", "accuracy", "balanced_accuracy"):
+            interval = row["metrics"][name]
+            assert 0 <= interval["low"] <= interval["value"] <= interval["high"] <= 1
+        assert row["metrics"]["auroc"]["value"] > 0.8  # five modalities are easy to tell apart
+        assert row["weights_sha256"]
+        assert row["data_fingerprint"]
+    assert rows[0]["weights_sha256"] != rows[2]["weights_sha256"]
+
+
+def test_the_same_evaluation_gives_the_same_rows(trained: Path, tmp_path: Path) -> None:
+    one, two = (evaluate([trained, "random:"], data=TASK, out=tmp_path / n, quiet=True).rows for n in "ab")
+    assert one == two
+
+
+def test_random_alone_is_the_same_architecture_with_the_same_preprocessing(trained: Path) -> None:
+    weights = load_weights([str(trained), "random:"], "gray", None, seed=0)
+    assert weights[0].model.state_dict().keys() == weights[1].model.state_dict().keys()
+    assert weights[0].preprocessing == weights[1].preprocessing
+    assert weights[0].digest != weights[1].digest
+    assert load_weights(["random:test_resnet"], "gray", 48, seed=0)[0].preprocessing.image_size == 48
+    with pytest.raises(ArtifactError, match="no"):
+        load_weights(["random:"], "gray", None, seed=0)
+    with pytest.raises(RecipeError, match="did you mean"):
+        load_weights(["random:resnet19"], "gray", None, seed=0)
+
+
+def test_weights_for_other_channels_are_refused(trained: Path) -> None:
+    with pytest.raises(ArtifactError, match="made for gray images, the data is color"):
+        load_weights([str(trained)], "color", None, seed=0)
+    with pytest.raises(DataError, match="color image in a gray corpus"):
+        evaluate([str(trained)], data="phantoms:color?n=60", quiet=True)
+
+
+@pytest.fixture
+def task() -> LabelledSet:
+    return open_labelled(TASK, CorpusSpec("gray", 256), quiet=True)
+
+
+def test_frozen_means_frozen(trained: Path, task: LabelledSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = load_weights(["random:test_resnet"], "gray", 32, seed=0)[0]
+    before = features_module._state_hash(weights.model)
+    weights.model.train()  # whoever left it in training mode: it is put into evaluation mode
+    extract(weights, task.corpus, task.splits["val"], torch.device("cpu"), quiet=True)
+    assert features_module._state_hash(weights.model) == before
+    monkeypatch.setattr(weights.model, "eval", lambda: weights.model.train())
+    with pytest.raises(ArtifactError, match="changed during evaluation"):
+        extract(weights, task.corpus, task.splits["val"], torch.device("cpu"), quiet=True)
+
+
+def test_features_do_not_depend_on_the_batch(task: LabelledSet) -> None:
+    weights = load_weights(["random:test_resnet"], "gray", 32, seed=0)[0]
+    rows = task.splits["test"]
+    device = torch.device("cpu")
+    whole = extract(weights, task.corpus, rows, device, quiet=True)
+    one = extract(weights, task.corpus, rows[7:8], device, quiet=True)
+    np.testing.assert_allclose(one[0], whole[7], atol=1e-5)
+
+
+def test_features_that_are_not_finite_are_refused(task: LabelledSet) -> None:
+    weights = load_weights(["random:test_resnet"], "gray", 32, seed=0)[0]
+    with torch.no_grad():
+        next(weights.model.parameters()).fill_(float("nan"))
+    with pytest.raises(ArtifactError, match="not finite"):
+        extract(weights, task.corpus, task.splits["val"], torch.device("cpu"), quiet=True)
+
+
+def test_labels_without_meaning_give_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shuffled labels: a fair evaluation finds .5 within its interval, because the test rows chose nothing."""
+    from ssl_mednet.evaluation import suite as suite_module
+
+    def shuffled(*args: object) -> LabelledSet:
+        honest = open_labelled(*args)  # type: ignore[arg-type]
+        labels = np.random.default_rng(0).permutation(honest.labels)
+        return LabelledSet(**{f: getattr(honest, f) for f in honest.__dataclass_fields__} | {"labels": labels})
+
+    monkeypatch.setattr(suite_module, "open_labelled", shuffled)
+    rows = evaluate(["random:test_resnet"], data="phantoms:gray?n=600", out=tmp_path, quiet=True).rows
+    for row in rows:
+        interval = row["metrics"]["auroc"]
+        assert interval["low"] < 0.5 < interval["high"]
+
+
+def test_a_constant_backbone_scores_half(task: LabelledSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssl_mednet.evaluation import suite as suite_module
+
+    def constant(weights: Weights, corpus: object, rows: np.ndarray, *rest: object) -> np.ndarray:
+        return np.ones((len(rows), 8), np.float32)
+
+    monkeypatch.setattr(suite_module, "extract", constant)
+    rows = evaluate(["random:test_resnet"], data=TASK, out=tmp_path, quiet=True).rows
+    assert all(row["metrics"]["auroc"]["value"] == pytest.approx(0.5) for row in rows)
+
+
+@pytest.mark.parametrize("name", list_shipped("eval"))
+def test_every_shipped_suite_is_right(name: str) -> None:
+    from ssl_mednet.evaluation.suite import _load_suite
+
+    assert _load_suite(name, None, None).sets
+
+
+def test_a_suite_that_says_something_wrong_is_told_what(trained: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean 'protocols'"):
+        evaluate([str(trained)], suite={"sets": [{"source": TASK}], "protocol": ["knn"]})
+    with pytest.raises(RecipeError, match="did you mean 'linear'"):
+        evaluate([str(trained)], suite={"sets": [{"source": TASK}], "protocols": ["lineer"]})
+    with pytest.raises(RecipeError, match="one of them"):
+        evaluate([str(trained)])
+    with pytest.raises(RecipeError, match="nothing to evaluate"):
+        evaluate([], data=TASK)
+    with pytest.raises(RecipeError, match="no such suite"):
+        evaluate([str(trained)], suite="demoo.yaml")
+
+
+def test_the_table_fits_eighty_columns_and_says_how_the_intervals_were_made(trained: Path, tmp_path: Path) -> None:
+    rows = evaluate([str(trained), "random:"], data=TASK, out=tmp_path, quiet=True).rows
+    console = Console(width=80, record=True, file=(tmp_path / "out.txt").open("w"))
+    show(rows, console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "5 classes, 210 training and 60 test images" in text
+    assert "names no groups" in text
+    assert "…" not in text
+    assert len(re.findall(r"(\.\d{3}|1\.00) (\.\d{3}|1\.00)-(\.\d{3}|1\.00)", text)) == 4 * 3  # an interval behind each

@@ -1,0 +1,150 @@
+"""DICOM against pydicom's own functions and its own collection of files; identity never in a message."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file, get_testdata_files
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels import apply_color_lut, apply_rescale, apply_voi_lut, pixel_array
+from pydicom.uid import ExplicitVRLittleEndian
+
+from ssl_mednet.errors import UnreadableImage
+from ssl_mednet.imaging.image import HU_OFFSET
+from ssl_mednet.imaging.readers import ReadContext, read
+
+
+def dicom(pixels: np.ndarray, **tags: object) -> bytes:
+    """A small file; pixels ``[H, W]``, ``[N, H, W]`` or ``[H, W, 3]``."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    color = pixels.shape[-1] == 3
+    data.SamplesPerPixel = 3 if color else 1
+    data.PhotometricInterpretation = "RGB" if color else "MONOCHROME2"
+    if color:
+        data.PlanarConfiguration = 0
+    elif pixels.ndim == 3:
+        data.NumberOfFrames = len(pixels)
+    data.Rows, data.Columns = pixels.shape[:2] if color else pixels.shape[-2:]
+    data.BitsAllocated = data.BitsStored = 8 * pixels.dtype.itemsize
+    data.HighBit = data.BitsStored - 1
+    data.PixelRepresentation = int(pixels.dtype.kind == "i")
+    data.PixelData = pixels.tobytes()
+    data.Modality, data.PatientID = "OT", "p1"
+    for name, value in tags.items():
+        setattr(data, name, value)
+    buffer = io.BytesIO()
+    data.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+RNG = np.random.default_rng(0)
+
+
+def test_both_photometric_interpretations_of_a_picture_give_equal_pixels(data_root: Path) -> None:
+    one, two = (next(read(data_root / "formats" / f"cxr_monochrome{i}.dcm")) for i in (1, 2))
+    assert np.array_equal(one.pixels, two.pixels)
+    assert one.modality == "xray"
+    values = RNG.integers(0, 4096, (8, 8), dtype=np.uint16)
+    window = {"WindowCenter": 2048, "WindowWidth": 4096, "BitsStored": 12, "HighBit": 11}
+    plain = next(read(dicom(values, **window)))
+    inverted = next(read(dicom(values, PhotometricInterpretation="MONOCHROME1", **window)))
+    assert np.array_equal(plain.pixels, 65535 - inverted.pixels)
+
+
+def test_ct_keeps_hounsfield_units() -> None:
+    stored = RNG.integers(0, 4096, (16, 16), dtype=np.int16)
+    data = dicom(stored, Modality="CT", RescaleSlope=1, RescaleIntercept=-1024, WindowCenter=40, WindowWidth=400)
+    image = next(read(data))
+    assert image.quantity == "hu"
+    assert np.array_equal(image.pixels[..., 0].astype(int) - HU_OFFSET, stored.astype(int) - 1024)
+    low, high = (w - HU_OFFSET for w in image.window)
+    assert (low, high) == (40 - 0.5 - 399 / 2, 40 - 0.5 + 399 / 2)
+    loaded = pydicom.dcmread(io.BytesIO(data))
+    expected = apply_voi_lut(apply_rescale(loaded.pixel_array, loaded), loaded)
+    unit = (expected - expected.min()) / (expected.max() - expected.min())
+    np.testing.assert_allclose(image.unit()[..., 0], unit, atol=2e-3)
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_windows_follow_the_standard(function: str) -> None:
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    tags = {"WindowCenter": 1000.0, "WindowWidth": 800.0, "VOILUTFunction": function, "BitsStored": 12, "HighBit": 11}
+    data = dicom(values, Modality="MR", **tags)
+    loaded = pydicom.dcmread(io.BytesIO(data))
+    expected = apply_voi_lut(loaded.pixel_array, loaded) / 4095
+    np.testing.assert_allclose(next(read(data)).pixels[..., 0] / 65535, expected, atol=1e-4)
+
+
+def test_without_a_window_nothing_is_clipped_and_frames_share_a_scale() -> None:
+    frames = np.stack([np.full((4, 4), 100), np.full((4, 4), 300)]).astype(np.uint16)
+    frames[0, 0, 0] = 0
+    images = list(read(dicom(frames, Modality="PT", RescaleSlope=2.0, RescaleIntercept=0.0)))
+    assert [i.index for i in images] == [0, 1]
+    assert images[0].modality == "pet"
+    assert images[0].pixels[0, 0, 0] == 0
+    assert images[0].pixels[1, 1, 0] == round(65535 / 3)
+    assert (images[1].pixels == 65535).all()
+
+
+def test_eight_bits_stay_and_color_is_rgb() -> None:
+    gray = RNG.integers(0, 256, (6, 7), dtype=np.uint8)
+    assert np.array_equal(next(read(dicom(gray))).pixels[..., 0], gray)
+    color = RNG.integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    assert np.array_equal(next(read(dicom(color, Modality="ES"))).pixels, color)
+    assert next(read(dicom(color, Modality="ES"))).modality == "endoscopy"
+
+
+def test_every_file_of_pydicom_reads_or_says_why_not() -> None:
+    refused, read_well = {}, 0
+    for name in sorted(get_testdata_files("*.dcm")):
+        try:
+            images = list(read(Path(name)))
+            assert images
+            read_well += 1
+        except UnreadableImage as error:
+            refused[Path(name).name] = error.reason
+    assert read_well >= 85
+    for name in ("CT_small.dcm", "MR_small.dcm", "examples_palette.dcm", "examples_ybr_color.dcm", "693_J2KR.dcm"):
+        assert name not in refused
+    assert "holds no picture" in refused["rtplan.dcm"]
+    assert "JPEG Extended" in refused["JPEG-lossy.dcm"]
+    assert all(len(reason) > 15 for reason in refused.values())
+
+
+@pytest.mark.parametrize(
+    "name", ["MR_small.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm", "MR_small_jpeg_ls_lossless.dcm"]
+)
+def test_the_same_picture_in_any_transfer_syntax(name: str) -> None:
+    plain = next(read(Path(get_testdata_file("MR_small.dcm"))))
+    assert np.array_equal(next(read(Path(get_testdata_file(name)))).pixels, plain.pixels)
+
+
+def test_palettes_and_ybr_become_rgb_as_pydicom_does() -> None:
+    palette = pydicom.dcmread(get_testdata_file("examples_palette.dcm"))
+    expected = apply_color_lut(palette.pixel_array, palette)[..., :3]
+    ours = next(read(Path(palette.filename))).pixels
+    np.testing.assert_allclose(ours / np.iinfo(ours.dtype).max, expected / np.iinfo(expected.dtype).max, atol=1 / 255)
+    ybr = get_testdata_file("examples_ybr_color.dcm")
+    assert np.array_equal(next(read(Path(ybr))).pixels, pixel_array(ybr)[0])
+
+
+def test_no_tag_reaches_a_message() -> None:
+    data = dicom(
+        np.zeros((8, 8), np.uint16),
+        PatientName="Doe^Jane",
+        PatientID="ID4711",
+        StudyDescription="secret",
+        PixelData=b"\0\0",
+    )
+    with pytest.raises(UnreadableImage) as caught:
+        list(read(data, ReadContext(name="x.dcm")))
+    assert not any(word in str(caught.value) for word in ("Doe", "4711", "secret"))
+    assert next(read(dicom(np.ones((8, 8), np.uint8), PatientID="ID4711"))).group == "ID4711"

@@ -1,0 +1,192 @@
+"""A pretraining run: what it writes, what it refuses, and that it survives being killed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ssl_mednet import load_backbone, pretrain
+from ssl_mednet.errors import RecipeError, UserError
+from ssl_mednet.pretraining import run as run_module
+from ssl_mednet.pretraining.monitor import feature_std, rank_me
+from ssl_mednet.recipe import load_recipe
+
+SMALL = {
+    "name": "small",
+    "data": {"source": "phantoms:gray?n=60", "channels": "gray", "image_size": 32},
+    "backbone": {"name": "test_resnet"},
+    "method": {"name": "simclr"},
+    "optim": {"batch_size": 8},
+    "train": {"steps": 6, "device": "cpu", "precision": "float32"},
+    "monitor": {"every": 2},
+}
+
+
+def test_a_run_folder_holds_everything_to_understand_and_repeat_the_run(tmp_path: Path) -> None:
+    result = pretrain(SMALL, out=tmp_path / "run", quiet=True)
+    assert result.folder == tmp_path / "run"
+    assert (result.steps, result.images, result.skipped) == (6, 45, 0)  # the training split of 60 phantoms
+    names = {p.name for p in result.folder.iterdir()}
+    assert {"recipe.yaml", "environment.json", "metrics.csv", "checkpoints", "backbone", "tensorboard"} <= names
+    assert load_recipe(result.folder / "recipe.yaml") == load_recipe(SMALL)
+    with (result.folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2", "4", "6"]
+    assert all(float(row["loss"]) > 0 and float(row["feature_std"]) > 0 and float(row["rank_me"]) >= 1 for row in rows)
+    environment = json.loads((result.folder / "environment.json").read_text())
+    assert environment["precision"] == "32-true"
+    assert "torch" in environment["packages"]
+    config = json.loads((result.folder / "backbone" / "config.json").read_text())
+    assert config["ssl_mednet"]["recipe"]["name"] == "small"
+    assert config["ssl_mednet"]["data"]["images"] == 45
+    assert load_backbone(result.folder).preprocessing.image_size == 32
+
+
+def test_a_run_repeats_bit_for_bit_and_leaves_the_callers_random_state_alone(tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    pretrain(SMALL, out=tmp_path / "a", quiet=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    pretrain(SMALL, out=tmp_path / "b", quiet=True)
+    one, two = (load_file(tmp_path / r / "backbone" / "model.safetensors") for r in ("a", "b"))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    pretrain(SMALL, out=tmp_path / "c", overrides=["train.seed=1"], quiet=True)
+    other = load_file(tmp_path / "c" / "backbone" / "model.safetensors")
+    assert not all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_killed_with_minus_nine_and_resumed_ends_with_the_same_bits(accumulate: int, tmp_path: Path) -> None:
+    steps = 40
+    overrides = [f"train.steps={steps}", "train.checkpoint_every=3", f"optim.accumulate={accumulate}"]
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(load_recipe(SMALL).to_yaml())
+    command = [sys.executable, "-m", "ssl_mednet.cli", "pretrain", "--recipe", str(recipe), *overrides]
+    subprocess.run([*command, "--out", str(tmp_path / "whole"), "--quiet"], check=True, capture_output=True)
+
+    killed = subprocess.Popen([*command, "--out", str(tmp_path / "parts"), "--quiet"], stdout=subprocess.DEVNULL)
+    checkpoint = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert checkpoint.exists()
+    reached = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert 0 < reached < steps
+    assert not (tmp_path / "parts" / "backbone").exists()
+
+    subprocess.run([*command, "--out", str(tmp_path / "parts"), "--resume", "--quiet"], check=True, capture_output=True)
+    whole, parts = (load_file(tmp_path / r / "backbone" / "model.safetensors") for r in ("whole", "parts"))
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    states = [torch.load(tmp_path / r / "checkpoints" / "last.ckpt", weights_only=True) for r in ("whole", "parts")]
+    moments = [s["optimizer_states"][0]["state"] for s in states]
+    assert all(torch.equal(moments[0][i][k], moments[1][i][k]) for i in moments[0] for k in ("exp_avg", "exp_avg_sq"))
+    assert (tmp_path / "whole" / "metrics.csv").read_text() == (tmp_path / "parts" / "metrics.csv").read_text()
+
+
+def test_control_c_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(load_recipe(SMALL, ["train.steps=100000", "monitor.every=1"]).to_yaml())
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "ssl_mednet.cli", "pretrain", "-r", str(recipe), "-o", str(out), "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.csv").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "checkpoint written" in errors
+    assert f"--resume --out {out}" in errors
+    assert "Traceback" not in errors
+    assert torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] >= 1
+
+
+def test_a_checkpoint_holds_tensors_and_plain_values_only(tmp_path: Path) -> None:
+    pretrain(SMALL, out=tmp_path / "run", quiet=True)
+    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 6
+
+
+def test_an_existing_run_is_neither_overwritten_nor_continued_with_another_recipe(tmp_path: Path) -> None:
+    pretrain(SMALL, out=tmp_path / "run", quiet=True)
+    with pytest.raises(RecipeError, match="holds a run already"):
+        pretrain(SMALL, out=tmp_path / "run", quiet=True)
+    with pytest.raises(RecipeError, match=r"optim.lr: 0.001 -> 0.5"):
+        pretrain(SMALL, out=tmp_path / "run", resume=True, overrides=["optim.lr=0.5"], quiet=True)
+    with pytest.raises(UserError, match="finished"):
+        pretrain(out=tmp_path / "run", resume=True, quiet=True)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"last.ckpt: the checkpoint cannot be read"):
+        pretrain(out=tmp_path / "run", resume=True, quiet=True)
+
+
+def test_runs_without_a_name_of_their_own_do_not_collide() -> None:
+    folders = [pretrain(SMALL, overrides=["train.steps=1"], quiet=True).folder for _ in range(2)]
+    assert folders == [Path("runs/small"), Path("runs/small-2")]
+
+
+def test_resume_without_a_checkpoint_starts(tmp_path: Path) -> None:
+    assert pretrain(SMALL, out=tmp_path / "new", resume=True, quiet=True).steps == 6
+    with pytest.raises(RecipeError, match="no recipe given"):
+        pretrain(out=tmp_path / "nothing")
+
+
+def test_epochs_become_steps(tmp_path: Path) -> None:
+    assert pretrain(SMALL, out=tmp_path / "run", overrides=["train.epochs=2"], quiet=True).steps == 11  # 2 x 45 / 8
+
+
+def test_accumulated_batches_update_once_and_see_all_rows(tmp_path: Path) -> None:
+    result = pretrain(SMALL, out=tmp_path / "run", overrides=["optim.accumulate=2"], quiet=True)
+    content = torch.load(result.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 6
+    assert content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 12
+
+
+def test_reconstructions_are_pictures_in_their_own_channels(tmp_path: Path) -> None:
+    from PIL import Image
+
+    recipe = SMALL | {"backbone": {"name": "test_vit", "patch_size": 8}, "method": {"name": "mae"}}
+    pretrain(recipe, out=tmp_path / "run", quiet=True)
+    with Image.open(tmp_path / "run" / "pictures" / "reconstruction.png") as picture:
+        assert picture.size == (3 * 33 + 1, 8 * 33 + 1)  # original, seen, painted; eight images; one pixel between
+
+
+def test_automatic_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(SMALL, ["train.precision=auto"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for native, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        assert run_module.resolve_precision(recipe) == expected
+
+
+def test_bf16_trains_too(tmp_path: Path) -> None:
+    pretrain(SMALL, out=tmp_path / "run", overrides=["train.precision=bf16"], quiet=True)
+    assert all(
+        v.dtype != torch.bfloat16 for v in load_file(tmp_path / "run" / "backbone" / "model.safetensors").values()
+    )
+
+
+def test_signs_of_collapse() -> None:
+    spread = torch.randn(256, 32)
+    point = torch.ones(256, 32) + 1e-6 * torch.randn(256, 32)
+    line = torch.randn(256, 1) * torch.randn(1, 32)
+    assert feature_std(spread) == pytest.approx(1.0, abs=0.05)
+    assert feature_std(point) < 1e-3
+    assert rank_me(spread) > 25
+    assert rank_me(line) < 1.1
+    values = torch.linalg.svdvals(spread)
+    share = values / values.sum()
+    assert rank_me(spread) == pytest.approx(float(torch.exp(-(share * share.log()).sum())), rel=1e-3)

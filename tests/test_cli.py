@@ -1,0 +1,89 @@
+"""The command line as a person meets it: help at once, mistakes in one line, results where they belong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssl_mednet.cli import expand_several
+from ssl_mednet.listing import listing
+
+SMALL = [
+    "data.source=phantoms:gray?n=60",
+    "data.image_size=32",
+    "backbone.name=test_resnet",
+    "optim.batch_size=8",
+    "train.device=cpu",
+]
+
+
+def ssl_mednet(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ssl_mednet.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("verb", ["", "pretrain", "evaluate", "list"])
+def test_every_verb_explains_itself(verb: str) -> None:
+    result = ssl_mednet(*filter(None, [verb]), "--help")
+    assert result.returncode == 0
+    assert "Usage" in result.stdout
+    if verb in ("pretrain", "evaluate"):
+        assert "Examples" in result.stdout
+
+
+def test_the_whole_way_from_the_command_line(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = ssl_mednet("pretrain", "--recipe", "simclr_gray.yaml", "--out", str(run), *SMALL, "train.steps=3")
+    assert done.returncode == 0, done.stderr
+    assert f"ssl-mednet evaluate --weights {run} random:" in done.stdout
+    task = "phantoms:gray?n=100&label=modality"
+    done = ssl_mednet(
+        "evaluate", "--weights", str(run), "random:", "--data", task, "--out", str(tmp_path), "resamples=50"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "AUROC" in done.stdout
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["pretrain", "--recipe", "mae_gray.yaml", "optim.lrr=1"], 2, "did you mean 'lr'"),
+        (["pretrain", "--recipe", "mae_grey.yaml"], 2, "did you mean 'mae_gray.yaml'"),
+        (["pretrain", "--recipe", "mae_gray.yaml", "--data", "no/such/folder"], 3, "no/such/folder: no such file"),
+        (["pretrain", "--recipe", "mae_gray.yaml", "--data", "a", "b"], 2, "one --data"),
+        (["pretrain"], 2, "no recipe given"),
+        (["evaluate", "--weights", "nowhere", "--data", "phantoms:gray"], 4, "nowhere: no such folder"),
+        (["evaluate", "--data", "phantoms:gray"], 2, "nothing to evaluate"),
+        (["list", "backbones", "*nothing*"], 2, "matches"),
+    ],
+)
+def test_a_mistake_is_one_line_and_an_exit_code(arguments: list[str], code: int, says: str) -> None:
+    result = ssl_mednet(*arguments)
+    assert result.returncode == code
+    assert says in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_options_take_several_values_and_leave_overrides_alone() -> None:
+    given = ["evaluate", "--weights", "a", "random:", "-d", "x", "y.zip", "seed=1", "--quiet"]
+    assert expand_several(given) == [
+        "evaluate", "--weights", "a", "--weights", "random:", "-d", "x", "--data", "y.zip", "seed=1", "--quiet",
+    ]  # fmt: skip
+    assert expand_several(["list", "backbones", "*x*"]) == ["list", "backbones", "*x*"]
+    phantom = ["pretrain", "--data", "phantoms:gray?n=3", "train.steps=1"]
+    assert expand_several(phantom) == phantom
+
+
+@pytest.mark.parametrize("what", ["recipes", "suites", "methods", "policies", "modalities", "backbones"])
+def test_lists_have_a_line_on_each(what: str) -> None:
+    lines = listing(what)
+    assert len(lines) >= 2
+    if what != "backbones":
+        assert all(len(line.split("  ", 1)[-1].strip()) > 10 for line in lines)
