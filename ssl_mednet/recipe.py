@@ -152,7 +152,8 @@ def read_yaml(
 ) -> tuple[str, dict[str, Any]]:
     """A YAML file as a dictionary, with interpolations resolved and overrides merged, and the name to call it by."""
     if isinstance(source, dict):
-        where, config = "recipe", OmegaConf.create(source)
+        where = "recipe"
+        config: Any = OmegaConf.create(source)
     else:
         path = find_shipped(source, kind)
         where = str(source)

@@ -50,6 +50,8 @@ class ViewMaker(nn.Module):
     ) -> None:
         super().__init__()
         self.views, self.policy, self.strength, self.image_size = list(views), policy, strength, image_size
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self._policies: dict[str, Policy] = {}
@@ -75,7 +77,7 @@ class ViewMaker(nn.Module):
         names = {code: self.policy_of(BY_CODE[code].name) for code in codes}
         if len(set(names.values())) == 1:
             return [(self._get(names[codes[0]]), None)]
-        groups = []
+        groups: list[tuple[Policy, Tensor | None]] = []
         for name in sorted(set(names.values())):
             of_policy = torch.tensor([c for c in codes if names[c] == name])
             groups.append((self._get(name), torch.isin(modality, of_policy).nonzero()[:, 0]))

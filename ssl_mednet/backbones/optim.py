@@ -39,8 +39,9 @@ def create_optimizer(
 
 def check_optimizer(name: str) -> None:
     """Raise :class:`RecipeError` where timm knows no optimizer of this name."""
-    if name not in list_optimizers():
-        raise RecipeError(f"optim.name {name!r} is no optimizer of timm", did_you_mean(name, list_optimizers()))
+    known = [str(optimizer) for optimizer in list_optimizers()]
+    if name not in known:
+        raise RecipeError(f"optim.name {name!r} is no optimizer of timm", did_you_mean(name, known))
 
 
 def cosine_with_warmup(step: int, total: int, warmup: int, floor: float = 0.0) -> float:

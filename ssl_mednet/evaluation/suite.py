@@ -132,7 +132,8 @@ Split = dict[str, np.ndarray]
 
 def _knn(features: Split, labels: Split, task: LabelledSet, plan: Suite) -> tuple[np.ndarray, dict[str, Any]]:
     """Scores of the test rows by their neighbours among the training rows; k by validation AUROC."""
-    bank, options = features["train"], {"num_classes": len(task.classes), "temperature": plan.temperature}
+    bank = features["train"]
+    options: dict[str, Any] = {"num_classes": len(task.classes), "temperature": plan.temperature}
     choice = select_k(bank, labels["train"], features["val"], labels["val"], plan.knn_k, **options)
     scores = knn_scores(bank, labels["train"], features["test"], choice.k, **options)
     return scores, {"k": choice.k, "note": choice.note}

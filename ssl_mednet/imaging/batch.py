@@ -34,8 +34,8 @@ class ImageBatch:
 
         What decides which row gets what (modality and row numbers) stays on the CPU, so that nothing waits for a GPU.
         """
-        moved = (t.to(device, non_blocking=True) for t in (self.pixels, self.sizes, self.window))
-        return ImageBatch(*moved, self.modality, self.rows)
+        pixels, sizes, window = (t.to(device, non_blocking=True) for t in (self.pixels, self.sizes, self.window))
+        return ImageBatch(pixels, sizes, window, self.modality, self.rows)
 
     def pin_memory(self) -> ImageBatch:
         """The same batch in page-locked memory, for copies to a GPU that overlap with its work."""

@@ -24,7 +24,8 @@ def register_method(name: str) -> Callable[[M], M]:
 
     def add(cls: M) -> M:
         cls.name = name
-        return METHODS.register(name)(cls)
+        METHODS.register(name)(cls)
+        return cls
 
     return add
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightly.models.modules import MaskedVisionTransformerTIMM
 from lightly.models.modules.masked_vision_transformer_decoder_timm import MaskedVisionTransformerDecoderTIMM
@@ -35,16 +37,18 @@ class MAE(Method):
 
     def __init__(self, backbone: nn.Module, config: MAEConfig) -> None:
         super().__init__(backbone, config)
-        self.patch_size = backbone.patch_embed.patch_size[0]
-        self.channels = backbone.patch_embed.proj.in_channels
-        self.num_prefix = backbone.num_prefix_tokens
+        vit: Any = backbone
+        self.patch_size: int = vit.patch_embed.patch_size[0]
+        self.channels: int = vit.patch_embed.proj.in_channels
+        self.num_prefix: int = vit.num_prefix_tokens
+        self.num_patches: int = vit.patch_embed.num_patches
         # Nothing is masked inside the encoder (hidden patches never enter it), so its mask token is not trained.
-        token = nn.Parameter(torch.zeros(1, 1, backbone.embed_dim), requires_grad=False)
+        token = nn.Parameter(torch.zeros(1, 1, vit.embed_dim), requires_grad=False)
         # In a tuple, so that the backbone is not registered (and checkpointed) a second time.
         self._masked = (MaskedVisionTransformerTIMM(backbone, mask_token=token),)
-        self.decoder_embed = nn.Linear(backbone.embed_dim, config.decoder_dim)
+        self.decoder_embed = nn.Linear(vit.embed_dim, config.decoder_dim)
         self.decoder = MaskedVisionTransformerDecoderTIMM(
-            num_patches=backbone.patch_embed.num_patches,
+            num_patches=self.num_patches,
             embed_dim=config.decoder_dim,
             depth=config.decoder_depth,
             num_heads=config.decoder_heads,
@@ -63,9 +67,8 @@ class MAE(Method):
 
     def random_mask(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Token positions to keep ``[B, prefix + K]`` (prefix tokens always) and to hide ``[B, M]``."""
-        patches = self._masked[0].sequence_length - self.num_prefix
-        kept = max(1, int(patches * (1 - self.config.mask_ratio)))
-        order = batch.draws.uniform("mae_mask", patches).argsort(dim=1) + self.num_prefix
+        kept = max(1, int(self.num_patches * (1 - self.config.mask_ratio)))
+        order = batch.draws.uniform("mae_mask", self.num_patches).argsort(dim=1) + self.num_prefix
         prefix = torch.arange(self.num_prefix, device=order.device).expand(len(order), -1)
         return torch.cat([prefix, order[:, :kept]], dim=1), order[:, kept:]
 

@@ -37,7 +37,7 @@ class PretrainModule(pl.LightningModule):
         self.output: StepOutput | None = None
         self.gradient_norm: Tensor | None = None
         if channels_last:
-            self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.method.to(memory_format=torch.channels_last)
 
     def training_step(self, batch: tuple[int, ImageBatch], batch_idx: int) -> Tensor:
         step, images = batch
@@ -61,7 +61,7 @@ class PretrainModule(pl.LightningModule):
     ) -> tuple[int, ImageBatch]:
         return batch[0], batch[1].to(device)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optim = self.recipe.optim
         optimizer = create_optimizer(self.method, optim.name, optim.lr, optim.weight_decay, dict(optim.options))
         factor = functools.partial(
@@ -84,4 +84,5 @@ class PretrainModule(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.method.after_step(self.trainer.global_step / self.total_steps)
+        # Lightning counts the step only after this hook.
+        self.method.after_step((self.trainer.global_step + 1) / self.total_steps)

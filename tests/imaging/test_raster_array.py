@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from pathlib import Path
 
 import imagecodecs
@@ -116,12 +117,11 @@ def test_of_a_pyramid_only_the_base_is_read(tmp_path: Path) -> None:
 def test_real_slides_read_or_say_why_not(data_root: Path) -> None:
     formats = data_root / "formats"
     assert one(formats / "small_HE.svs").channels == 3
-    assert one(formats / "smalltif.tif").channels == 3
+    small = one(formats / "smalltif.tif")
+    assert (small.channels, small.pixels.dtype) == (1, np.uint16)
     for name in ("openslide_unopenable.tiff", "openslide_unreadable.svs"):
-        try:
+        with pytest.raises(UnreadableImage, match=name):
             list(read(formats / name))
-        except UnreadableImage as error:
-            assert name in error.path
 
 
 def npz(**arrays: np.ndarray) -> bytes:
@@ -167,7 +167,8 @@ def test_bad_files_are_refused_with_their_name_and_a_reason(name: str, data: byt
 def test_absurd_sizes_are_refused_before_memory_is_taken() -> None:
     header = bytearray(pil(Image.fromarray(GRAY8)))
     header[16:24] = (200_000).to_bytes(4, "big") * 2
-    with pytest.raises(UnreadableImage, match="more pixels|too large"):
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    with pytest.raises(UnreadableImage, match=r"more pixels|too large"):
         list(read(bytes(header), ReadContext(name="bomb.png")))
     absurd = io.BytesIO()
     np.lib.format.write_array_header_1_0(absurd, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 10**6)})

@@ -91,7 +91,10 @@ def _frames(data: Dataset, ctx: ReadContext) -> Iterator[np.ndarray]:
         raise ctx.fail(f"is compressed as {_name(syntax)}, for which no decoder is installed")
     try:
         yield from iter_pixels(data)
-    except (ValueError, RuntimeError, AttributeError, IndexError, OSError, EOFError, NotImplementedError) as error:
+    except BaseException as error:
+        # A decoder in Rust that gives up raises a "PanicException", which is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ctx.fail(
             f"its pixels cannot be decoded ({_name(syntax)}): truncated, damaged or wrongly described"
         ) from error

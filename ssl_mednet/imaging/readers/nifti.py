@@ -7,6 +7,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -34,7 +35,7 @@ def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
     shape = image.shape
     ctx.check_size(*shape)
     structured = image.get_data_dtype().fields is not None
-    data = np.asarray(image.dataobj) if structured else np.asarray(image.dataobj, dtype=np.float32)
+    data: Any = np.asarray(image.dataobj) if structured else np.asarray(image.dataobj, dtype=np.float32)
     if structured:  # RGB24: three bytes a voxel
         yield from _color(np.stack([data[c] for c in ("R", "G", "B")], axis=-1), ctx)
         return

@@ -34,12 +34,15 @@ def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
 
 
 def _is_level(page: tifffile.TiffPage, pages: list[tifffile.TiffPage]) -> bool:
-    """Whether a page is a smaller copy of the first one, as slide scanners store them: tiled, at a whole reduction."""
+    """Whether a page only repeats the first one smaller, or is a label or an overview of a slide."""
     first = pages[0]
-    if page is first or not first.is_tiled:
+    if page is first or page.imagewidth >= first.imagewidth:
         return False
-    ratio = first.imagewidth / page.imagewidth
-    return page.imagewidth < first.imagewidth and (page.is_tiled or abs(ratio - round(ratio)) < 0.05 or ratio > 4)
+    if first.is_tiled:
+        return True
+    across, left = divmod(first.imagewidth, page.imagewidth)
+    down, below = divmod(first.imagelength, page.imagelength)
+    return left == below == 0 and across == down
 
 
 def _pixels(page: tifffile.TiffPage) -> np.ndarray:
