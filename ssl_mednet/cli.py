@@ -72,10 +72,14 @@ def pretrain(
 
     ssl-mednet pretrain --resume --out runs/mine
     """
-    from ssl_mednet.pretraining.run import pretrain as run
-
     if data and len(data) > 1:
         raise UserError(f"pretrain takes one --data, not {len(data)}", "put them into one folder or archive")
+    if recipe is not None:
+        from ssl_mednet.recipe import read_recipe
+
+        read_recipe(recipe, overrides)  # what is wrong in it is told before torch is loaded
+    from ssl_mednet.pretraining.run import pretrain as run
+
     result = run(recipe, data[0] if data else None, out, resume, overrides, quiet)
     if result.skipped:
         print(f"skipped {result.skipped} files that could not be used: {result.folder / 'skipped.csv'}")

@@ -130,13 +130,22 @@ def load_recipe(source: str | Path | dict[str, Any], overrides: list[str] | None
     Raises:
         RecipeError: naming the file, the key, what is allowed and the nearest right spelling.
     """
-    where, content = read_yaml(source, "recipes", overrides)
-    _let_override_win(content, overrides or [])
-    recipe = parse(Recipe, content, where)
+    where, recipe = read_recipe(source, overrides)
     try:
         return _check_together(recipe)
     except UserError as error:
         raise RecipeError(f"{where}: {error.message}", error.hint) from error
+
+
+def read_recipe(source: str | Path | dict[str, Any], overrides: list[str] | None = None) -> tuple[str, Recipe]:
+    """What can be checked of a recipe without importing torch, so that a slip of the pen is told at once.
+
+    Returns:
+        The name to call it by, and the recipe section by section; see :func:`load_recipe`.
+    """
+    where, content = read_yaml(source, "recipes", overrides)
+    _let_override_win(content, overrides or [])
+    return where, parse(Recipe, content, where)
 
 
 def _let_override_win(content: dict[str, Any], overrides: list[str]) -> None:
