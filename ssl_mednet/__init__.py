@@ -15,18 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssl_mednet.backbones.artifact import load_backbone
+    from ssl_mednet.contact_sheet import preview
     from ssl_mednet.evaluation.suite import evaluate
     from ssl_mednet.methods.base import register_method
     from ssl_mednet.pretraining.run import pretrain
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "load_backbone", "pretrain", "register_method"]
+__all__ = ["evaluate", "load_backbone", "pretrain", "preview", "register_method"]
 
 # Imported when first used: `ssl-mednet --help` must not wait for torch.
 _WHERE = {
     "evaluate": "ssl_mednet.evaluation.suite",
     "load_backbone": "ssl_mednet.backbones.artifact",
     "pretrain": "ssl_mednet.pretraining.run",
+    "preview": "ssl_mednet.contact_sheet",
     "register_method": "ssl_mednet.methods.base",
 }
 

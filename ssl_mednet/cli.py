@@ -37,6 +37,7 @@ class What(StrEnum):
     suites = "suites"
     methods = "methods"
     policies = "policies"
+    augmentations = "augmentations"
     modalities = "modalities"
     backbones = "backbones"
 
@@ -117,6 +118,33 @@ def evaluate(
     results = run(weights or [], suite=suite, data=data, out=out, overrides=overrides, quiet=quiet)
     show(results.rows)
     print(f"results: {results.path}")
+
+
+@app.command()
+def preview(
+    overrides: Overrides = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="Path, or the name of a shipped one.")
+    ] = "simclr_gray.yaml",
+    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="As in pretrain.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A page (.html) or picture (.png).")] = Path("preview.html"),
+    images: Annotated[int, typer.Option("--images", "-n", min=1, help="How many of each modality.")] = 4,
+    step: Annotated[int, typer.Option("--step", min=0, help="The training step whose views are shown.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Look at what augmentation does: originals, views, and each op with what was drawn for it.
+
+    [bold]Examples[/bold]
+
+    ssl-mednet preview --recipe simclr_gray.yaml --data scans.zip
+
+    ssl-mednet preview --recipe simclr_color.yaml --out preview.png augment.strength=0.5
+    """
+    if data and len(data) > 1:
+        raise UserError(f"preview takes one --data, not {len(data)}")
+    from ssl_mednet.contact_sheet import preview as run
+
+    print(f"preview: {run(recipe, data[0] if data else None, out, images, step, overrides, quiet)}")
 
 
 @app.command("list")

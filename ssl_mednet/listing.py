@@ -37,14 +37,20 @@ def _methods(pattern: str) -> list[tuple[str, str]]:
     for name in METHODS:
         cls = METHODS.get(name)
         kinds = "/".join(sorted(cls.backbone_kinds))
-        rows.append((name, f"[{kinds}] {_first_line(cls)}"))
+        rows.append((name, f"[{kinds}] {_first_line(cls.__doc__)}"))
     return rows + [(name, f"does not load: {reason}") for name, reason in METHODS.broken.items()]
 
 
 def _policies(pattern: str) -> list[tuple[str, str]]:
     from ssl_mednet.augment.policy import POLICIES
 
-    return [(name, _first_line(POLICIES.get(name))) for name in POLICIES]
+    return [(name, _first_line(POLICIES.get(name).doc)) for name in POLICIES]
+
+
+def _augmentations(pattern: str) -> list[tuple[str, str]]:
+    from ssl_mednet.augment.ops import OPS
+
+    return [(name, _first_line(OPS.get(name).__doc__)) for name in OPS]
 
 
 def _modalities(pattern: str) -> list[tuple[str, str]]:
@@ -62,8 +68,8 @@ def _backbones(pattern: str) -> list[tuple[str, str]]:
     return [(name, "") for name in names]
 
 
-def _first_line(thing: object) -> str:
-    return (thing.__doc__ or "").strip().partition("\n")[0]
+def _first_line(doc: str | None) -> str:
+    return (doc or "").strip().partition("\n")[0]
 
 
 def _aligned(rows: list[tuple[str, str]]) -> list[str]:
@@ -76,6 +82,7 @@ _LISTS: dict[str, Callable[[str], list[tuple[str, str]]]] = {
     "suites": _suites,
     "methods": _methods,
     "policies": _policies,
+    "augmentations": _augmentations,
     "modalities": _modalities,
     "backbones": _backbones,
 }

@@ -50,10 +50,15 @@ class MethodSection(BaseModel):
 
 
 class AugmentSection(Section):
-    policy: str = Field("by_modality", description="a policy's name, or by_modality: each image by its own")
+    policy: str = Field(
+        "by_modality", description="by_modality: each image by its own; natural: the common set; or a policy's name"
+    )
     strength: float = Field(1.0, ge=0, le=2, description="0: crop only; 1: the policy as it is")
     min_crop: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="smallest share of the image a crop keeps; the method's own when left out"
+    )
+    override: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="what single policies do differently: {xray: {ops: {gamma: {p: 0.5}}}}"
     )
 
 
@@ -238,7 +243,7 @@ def _section(model: type[BaseModel], loc: list[str]) -> type[BaseModel]:
 
 def _check_together(recipe: Recipe) -> Recipe:
     """What no single section can know: that method, backbone, data and augmentation fit each other."""
-    from ssl_mednet.augment.views import check_policy
+    from ssl_mednet.augment.policy import check_augment
     from ssl_mednet.backbones.factory import backbone_args, backbone_kind, create_backbone
     from ssl_mednet.backbones.optim import check_optimizer
     from ssl_mednet.imaging.modality import CHANNEL_COUNT, modality
@@ -267,6 +272,7 @@ def _check_together(recipe: Recipe) -> Recipe:
     )
     create_backbone(backbone.name, args, meta=True)
     check_optimizer(recipe.optim.name)
-    check_policy(recipe.augment.policy, data.channels)
+    augment = recipe.augment
+    check_augment(augment.policy, data.channels, augment.strength, augment.override)
     filled = {"name": recipe.method.name} | settings.model_dump(mode="json")
     return recipe.model_copy(update={"method": MethodSection.model_validate(filled)})

@@ -12,7 +12,7 @@ import ssl_mednet
 PACKAGE = Path(ssl_mednet.__file__).parent
 FLOORS = [
     {"cli", "__init__"},
-    {"pretraining", "evaluation", "listing"},
+    {"pretraining", "evaluation", "contact_sheet", "listing"},
     {"data", "augment", "methods", "recipe"},
     {"imaging", "backbones", "probe", "registry", "shipped", "progress", "draws"},
     {"errors"},

@@ -136,6 +136,12 @@ def _points(matrix: Tensor, size: int) -> Tensor:
     return points
 
 
+def places(matrix: Tensor, sizes: Tensor, size: int) -> Tensor:
+    """Where in the whole image each pixel of a view lies, ``[B, size, size, 2]`` as (x, y) in [0, 1]."""
+    extent = sizes.flip(1).to(matrix.dtype)[:, None, None]
+    return (_points(matrix, size) / extent).clamp_(0, 1)
+
+
 def _leaves(matrix: Tensor, extent: Tensor) -> Tensor:
     """The rows whose view reaches beyond the border of the image."""
     reach = matrix[:, :, :2].abs().sum(dim=2)  # half the bounding box of the view's square

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_mednet.augment.ops import Params, RowOp, between, column
+from ssl_mednet.augment.ops import Params, RowOp, between, column, register_op
 
 
+@register_op("brightness_contrast")
 class BrightnessContrast(RowOp):
     """``(x - mean) * contrast + mean * brightness``, factors uniform in [1 - range, 1 + range], clipped to [0, 1]."""
 
@@ -32,6 +33,7 @@ class BrightnessContrast(RowOp):
         return torch.addcmul(mean * (brightness - contrast), images, contrast).clamp_(0, 1)
 
 
+@register_op("gamma")
 class Gamma(RowOp):
     """``x ** gamma``, gamma log-uniform in [1 / (1 + range), 1 + range]: as often brighter as darker."""
 
@@ -49,6 +51,7 @@ class Gamma(RowOp):
         return images.clamp(min=1e-6) ** column(params["gamma"], images)
 
 
+@register_op("gaussian_blur")
 class GaussianBlur(RowOp):
     """Gaussian point spread, sigma uniform in [0, sigma] pixels, borders reflected."""
 
@@ -90,6 +93,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
     return images
 
 
+@register_op("gaussian_noise")
 class GaussianNoise(RowOp):
     """Additive normal noise, standard deviation uniform in [0, sigma], clipped to [0, 1]."""
 
@@ -139,6 +143,7 @@ def normal_field(place: Tensor, shape: torch.Size | tuple[int, ...], device: tor
 _RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
 
 
+@register_op("color_jitter")
 class ColorJitter(RowOp):
     """Saturation by a factor uniform in [1 - range, 1 + range] and a small hue turn, for color images only.
 
@@ -170,3 +175,22 @@ class ColorJitter(RowOp):
         turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
         matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq
         return torch.bmm(matrix.to(images.dtype), images.flatten(2)).view_as(images).clamp_(0, 1)
+
+
+@register_op("grayscale")
+class Grayscale(RowOp):
+    """Color taken out: every channel becomes the luma of ITU-R BT.601. Part of the natural baseline only."""
+
+    numbers = 1
+    color_only = True
+
+    def __init__(self, p: float = 0.2, strength: float = 1.0) -> None:
+        super().__init__(p, strength)
+
+    def parameters_from(self, u: Tensor) -> Params:
+        return {"share": torch.full_like(u[:, 0], min(1.0, self.strength))}
+
+    def change(self, images: Tensor, params: Params) -> Tensor:
+        weights = images.new_tensor(_RGB_TO_YIQ[0]).view(1, 3, 1, 1)
+        luma = (images * weights).sum(1, keepdim=True)
+        return torch.lerp(images, luma.expand_as(images), column(params["share"], images))

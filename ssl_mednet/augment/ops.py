@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
 
+import kornia.augmentation
 import torch
 from kornia.augmentation import IntensityAugmentationBase2D
 from torch import Tensor
 
 from ssl_mednet.draws import Draws
+from ssl_mednet.errors import RecipeError, did_you_mean
+from ssl_mednet.registry import Registry
 
 Params = dict[str, Tensor]
+Trace = Callable[[str, Tensor, Params, Tensor], None]  # name of the op, rows it changed, their parameters, all images
+
+_PHYSICS = ("ct", "illuminant", "jpeg", "kspace", "mri", "oct", "optics", "pet", "skin", "stain", "ultrasound", "xray")
+OPS: Registry[type[RowOp]] = Registry(
+    "augmentation",
+    builtin=("ssl_mednet.augment.intensity", *(f"ssl_mednet.augment.physics.{name}" for name in _PHYSICS)),
+)
+# Images ``[B, C, H, W]`` in [0, 1] and their sizes ``[B, 2]`` to ``[B, 1, H, W]``: 1 where ops may act.
+Mask = Callable[[Tensor, Tensor], Tensor]
+MASKS: Registry[Mask] = Registry(
+    "mask", builtin=("ssl_mednet.augment.physics.ultrasound", "ssl_mednet.augment.physics.fundus")
+)
+R = TypeVar("R", bound="type[RowOp]")
+
+
+def register_op(name: str) -> Callable[[R], R]:
+    """Class decorator: make a :class:`RowOp` known to policies and recipes by this name."""
+
+    def add(cls: R) -> R:
+        OPS.register(name)(cls)
+        return cls
+
+    return add
 
 
 class RowOp(IntensityAugmentationBase2D):
@@ -26,10 +54,10 @@ class RowOp(IntensityAugmentationBase2D):
     """
 
     numbers: ClassVar[int]
-    # Ops of physical artefacts act on the whole source image before the crop ("source"), the others on the view.
+    # "window": on the stored values' window; "source": on the whole image before the crop; "view": on the view.
     stage: ClassVar[str] = "view"
-    # Whether ``params["mask"]`` ([B, 1, H, W], 1 where the op may act) is wanted; policies compute it once a batch.
-    uses_mask: ClassVar[bool] = False
+    # Whether ``params["place"]`` ([B, H, W, 2], where in the whole image each pixel lies, in [0, 1]) is wanted.
+    uses_place: ClassVar[bool] = False
     # Whether the op makes sense for three channels only; such an op is refused for gray when the recipe is read.
     color_only: ClassVar[bool] = False
 
@@ -55,35 +83,86 @@ class RowOp(IntensityAugmentationBase2D):
         return self.change(input, tensors)
 
 
-def run(op: IntensityAugmentationBase2D, images: Tensor, draws: Draws, name: str, mask: Tensor | None = None) -> Tensor:
-    """Apply one augmentation to the rows that its coin chooses, with numbers from ``draws``.
+def create_op(name: str, settings: dict[str, Any], strength: float) -> IntensityAugmentationBase2D:
+    """One of ours by its name, or ``kornia.NAME``: any intensity augmentation of kornia with its own settings.
 
-    ``mask`` is handed to the ops that want one (``[B, 1, H, W]``, 1 where they may act).
+    Of kornia's, which have no strength, the probability is scaled instead.
+
+    Raises:
+        RecipeError: no such augmentation, or it does not take these settings.
+    """
+    if name.startswith("kornia."):
+        cls = getattr(kornia.augmentation, name.removeprefix("kornia."), None)
+        if not (isinstance(cls, type) and issubclass(cls, IntensityAugmentationBase2D)):
+            known = [f"kornia.{n}" for n in dir(kornia.augmentation) if n.startswith("Random")]
+            raise RecipeError(f"{name!r} is no intensity augmentation of kornia", did_you_mean(name, known))
+        extra = {"p": min(1.0, settings.get("p", 0.5) * strength)}
+    else:
+        cls, extra = OPS.get(name), {"strength": strength}
+    allowed = [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "strength")]
+    for key in settings:
+        if key not in allowed:
+            raise RecipeError(
+                f"augmentation {name!r} has no setting {key!r}",
+                f"{did_you_mean(key, allowed)} allowed: {', '.join(allowed)}".strip(),
+            )
+    try:
+        return cls(**{**settings, **extra})
+    except (TypeError, ValueError, AssertionError) as error:
+        raise RecipeError(f"augmentation {name!r} does not take {settings}: {error}") from error
+
+
+def draw(op: IntensityAugmentationBase2D, draws: Draws, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The rows that the op's coin chooses ``[K]`` and their uniform numbers ``[K, numbers]``, both on ``device``."""
+    numbers = op.numbers if isinstance(op, RowOp) else 1
+    u = draws.on("cpu").uniform(name, 1 + numbers)
+    index = (u[:, 0] < op.p).nonzero()[:, 0]
+    return index.to(device), u[index, 1:].to(device)
+
+
+def run(
+    op: IntensityAugmentationBase2D,
+    images: Tensor,
+    draws: Draws,
+    name: str,
+    mask: Tensor | None = None,
+    place: Callable[[Tensor], Tensor] | None = None,
+    trace: Trace | None = None,
+) -> Tensor:
+    """Apply one augmentation to the rows that its coin chooses, with numbers from ``draws``.
 
     A kornia augmentation that is not a :class:`RowOp` draws from torch's global generator; it is seeded from the
     draws, row by row, so that its result too depends on (seed, step, row) only.
+
+    Args:
+        mask: ``[B, 1, H, W]`` in [0, 1]; where it is 0 every pixel keeps its bits.
+        place: rows to ``[K, H, W, 2]``, for the ops that want to know where in the whole image a pixel lies.
+        trace: told of what has been done, for a person to see.
     """
-    numbers = op.numbers if isinstance(op, RowOp) else 1
-    u = draws.on("cpu").uniform(name, 1 + numbers)
-    on_cpu = (u[:, 0] < op.p).nonzero()[:, 0]
-    if len(on_cpu) == 0:
+    index, u = draw(op, draws, name, images.device)
+    if len(index) == 0:
         return images
-    index, u = on_cpu.to(images.device), u[on_cpu, 1:]
-    chosen = images if len(index) == len(images) else images[index]
+    everything = len(index) == len(images)
+    chosen = images if everything else images[index]
+    params: Params = {}
     if isinstance(op, RowOp):
-        params = op.parameters_from(u.to(images.device))
-        if op.uses_mask and mask is not None:
-            params["mask"] = mask[index]
-        changed = op.change(chosen, params)
+        params = op.parameters_from(u)
+        if op.uses_place and place is not None:
+            changed = op.change(chosen, params | {"place": place(index)})
+        else:
+            changed = op.change(chosen, params)
     else:
         changed = _run_foreign(op, chosen, u[:, 0])
-    if len(index) == len(images):
-        return changed
-    return images.index_copy(0, index, changed.to(images.dtype))
+    if mask is not None:
+        changed = torch.lerp(chosen, changed.to(chosen.dtype), mask if everything else mask[index])
+    out = changed if everything else images.index_copy(0, index, changed.to(images.dtype))
+    if trace is not None:
+        trace(name, index, params, out)
+    return out
 
 
 def _run_foreign(op: IntensityAugmentationBase2D, images: Tensor, u: Tensor) -> Tensor:
-    seeds = (u.double() * 2**24).long().tolist()
+    seeds = (u.cpu().double() * 2**24).long().tolist()
     rows = []
     with torch.random.fork_rng(devices=[]):
         for seed in seeds:

@@ -1,71 +1,179 @@
-"""What may happen to an image: a geometry, a list of intensity ops, one strength."""
+"""What a policy says: its geometry, its ops by name with their ranges, its mask; and how it is put together."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from kornia.augmentation import IntensityAugmentationBase2D
 
 from ssl_mednet.augment.geometry import Geometry
-from ssl_mednet.augment.intensity import BrightnessContrast, ColorJitter, Gamma, GaussianBlur, GaussianNoise
-from ssl_mednet.imaging.modality import MODALITIES
+from ssl_mednet.augment.ops import MASKS, Mask, RowOp, create_op
+from ssl_mednet.errors import RecipeError, did_you_mean
+from ssl_mednet.imaging.modality import CHANNEL_COUNT, MODALITIES
 from ssl_mednet.registry import Registry
+
+Turns = Literal["none", "lateral", "free"]
+Meaning = Literal["quantitative", "relative", "stain", "color", "natural"]
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How the images of a modality are augmented.
+    """How the images of a modality are augmented, at strength 1.
 
     Args:
-        geometry: flips, turns and their ranges; the crop is the method's.
-        ops: intensity augmentations in the order in which they act, on ``[B, C, H, W]`` in [0, 1].
-        channels: the images it is for, ``"gray"``, ``"color"`` or ``"any"``.
+        channels: the images it is for.
+        turns: geometry class. ``"none"``: neither flips nor quarter turns (a side or a layer order is information);
+            ``"lateral"``: horizontal flips; ``"free"``: any flip and turn.
+        meaning: intensity class. ``"quantitative"``: values are measurements, so no brightness and gamma;
+            ``"relative"``: only their order is; ``"stain"``; ``"color"``: color is diagnostic; ``"natural"``: no claim.
+        geometry: ranges of turns, shifts and zoom; the crop is the method's.
+        crop: no view of full size keeps a smaller share of the image than this.
+        mask: name of the region outside which nothing changes, one of :data:`~ssl_mednet.augment.ops.MASKS`, or ``""``.
+        ops: names of :data:`~ssl_mednet.augment.ops.OPS` (or ``kornia.NAME``) with their settings, in order.
     """
 
+    channels: Literal["gray", "color"]
+    turns: Turns
+    meaning: Meaning
     geometry: Geometry
-    ops: list[IntensityAugmentationBase2D] = field(default_factory=list)
-    channels: str = "any"
+    ops: dict[str, dict[str, Any]]
+    crop: float = 0.0
+    mask: str = ""
+    doc: str = field(default="", repr=False)
+
+    @classmethod
+    def of(cls, channels: str, turns: str, meaning: str, ops: dict[str, dict[str, Any]], **more: Any) -> Policy:
+        """A policy whose flips are those of its class of turns; ``more``: ranges of the geometry, crop, mask."""
+        rest = {key: more.pop(key) for key in ("crop", "mask") if key in more}
+        return cls(channels, turns, meaning, Geometry(**FLIPS[turns], **more), ops, **rest)  # type: ignore[arg-type]
 
 
-# A policy is registered as a function of the strength: 0 leaves the crop only, 1 is the default.
-PolicyMaker = Callable[[float], Policy]
-POLICIES: Registry[PolicyMaker] = Registry("policy", builtin=("ssl_mednet.augment.policy",))
-BY_MODALITY = "by_modality"
+POLICIES: Registry[Policy] = Registry("policy", builtin=("ssl_mednet.augment.policies",))
+BY_MODALITY, NATURAL = "by_modality", "natural"
+FLIPS: dict[str, dict[str, Any]] = {
+    "none": {"horizontal_flip": 0.0, "vertical_flip": 0.0, "quarter_turns": False},
+    "lateral": {"horizontal_flip": 0.5, "vertical_flip": 0.0, "quarter_turns": False},
+    "free": {"horizontal_flip": 0.5, "vertical_flip": 0.5, "quarter_turns": True},
+}
 
 
-@POLICIES.register("generic_gray")
-def generic_gray(strength: float) -> Policy:
-    """Gray images of unstated origin: crop, mirror, small turns, brightness, contrast, gamma, blur, noise."""
-    return Policy(
-        Geometry(horizontal_flip=0.5, rotate=15, translate=0.05, zoom=0.1, probability=0.5).scaled(strength),
-        [
-            BrightnessContrast(0.4, 0.4, p=0.8, strength=strength),
-            Gamma(0.5, p=0.3, strength=strength),
-            GaussianBlur(0.8, p=0.3, strength=strength),
-            GaussianNoise(0.08, p=0.3, strength=strength),
-        ],
-        channels="gray",
-    )
+def register_policy(name: str) -> Callable[[Callable[[], Policy]], Callable[[], Policy]]:
+    """Decorator for a function that returns a :class:`Policy`; its docstring is what ``list policies`` shows."""
+
+    def add(function: Callable[[], Policy]) -> Callable[[], Policy]:
+        POLICIES.register(name)(replace(function(), doc=function.__doc__ or ""))
+        return function
+
+    return add
 
 
-@POLICIES.register("generic_color")
-def generic_color(strength: float) -> Policy:
-    """Color images of unstated origin: crop, mirror, any quarter turn, brightness, contrast, little color, blur."""
-    return Policy(
-        Geometry(horizontal_flip=0.5, quarter_turns=True, rotate=15, probability=0.5, fill="reflect").scaled(strength),
-        [
-            BrightnessContrast(0.4, 0.4, p=0.8, strength=strength),
-            ColorJitter(0.2, 0.02, p=0.5, strength=strength),
-            GaussianBlur(0.8, p=0.3, strength=strength),
-            GaussianNoise(0.05, p=0.2, strength=strength),
-        ],
-        channels="color",
-    )
+@dataclass(frozen=True)
+class BuiltPolicy:
+    """A policy at one strength, ready to act; ops by the stage at which they do."""
+
+    name: str
+    geometry: Geometry
+    crop: float
+    mask: Mask | None
+    window: list[tuple[str, RowOp]]
+    source: list[tuple[str, IntensityAugmentationBase2D]]
+    view: list[tuple[str, IntensityAugmentationBase2D]]
+
+
+def build(name: str, strength: float, override: dict[str, Any] | None = None) -> BuiltPolicy:
+    """Put a policy together.
+
+    Args:
+        strength: scales every range; 0 leaves the crop.
+        override: what a recipe says differently: any field of :class:`Policy`, ``geometry`` and ``ops`` key by key; an
+            op given as None is taken out, a new one comes last.
+
+    Raises:
+        RecipeError: an unknown name, a setting that is not there, or a color op on gray images.
+    """
+    policy = overridden(name, POLICIES.get(name), override or {})
+    stages: dict[str, list[Any]] = {"window": [], "source": [], "view": []}
+    for op_name, settings in policy.ops.items():
+        op = create_op(op_name, settings, strength)
+        if policy.channels == "gray" and _needs_color(op):
+            raise RecipeError(f"policy {name!r} is for gray images, augmentation {op_name!r} acts on color")
+        if strength > 0:
+            stages[getattr(op, "stage", "view")].append((op_name, op))
+    mask = MASKS.get(policy.mask) if policy.mask else None
+    return BuiltPolicy(name, policy.geometry.scaled(strength), policy.crop, mask, **stages)
+
+
+def overridden(name: str, policy: Policy, override: dict[str, Any]) -> Policy:
+    """A policy with a recipe's own settings merged in; see :func:`build`."""
+    fields = {f.name: getattr(policy, f.name) for f in dataclasses.fields(Policy) if f.name != "doc"}
+    for key, value in override.items():
+        where = f"augment.override.{name}.{key}"
+        if key not in fields:
+            raise RecipeError(f"{where}: no such setting", f"{did_you_mean(key, fields)} allowed: {', '.join(fields)}")
+        if key == "turns":
+            if value not in FLIPS:
+                raise RecipeError(f"{where}: one of {', '.join(FLIPS)}, not {value!r}")
+            fields |= {"turns": value, "geometry": replace(fields["geometry"], **FLIPS[value])}
+        elif key == "geometry":
+            known = [f.name for f in dataclasses.fields(Geometry)]
+            for wrong in set(_mapping(value, where)) - set(known):
+                raise RecipeError(f"{where}.{wrong}: no such setting", f"{did_you_mean(wrong, known)} allowed: {known}")
+            fields[key] = replace(fields["geometry"], **value)
+        elif key == "ops":
+            merged = dict(policy.ops)
+            for op, settings in _mapping(value, where).items():
+                if settings is None:
+                    merged.pop(op, None)
+                else:
+                    merged[op] = merged.get(op, {}) | _mapping(settings, f"{where}.{op}")
+            fields[key] = merged
+        else:
+            fields[key] = value
+    return Policy(**fields)
 
 
 def policy_name(chosen: str, modality: str) -> str:
     """The policy for an image of ``modality`` when the recipe says ``chosen``: its own, or the generic of its kind."""
+    kind = MODALITIES[modality].channels
+    if chosen == NATURAL:
+        return f"natural_{kind}"
     if chosen != BY_MODALITY:
         return chosen
-    return modality if modality in POLICIES else f"generic_{MODALITIES[modality].channels}"
+    return modality if modality in POLICIES else f"generic_{kind}"
+
+
+def check_augment(chosen: str, channels: str, strength: float, override: dict[str, Any]) -> None:
+    """Refuse, when the recipe is read, what could not act on images of these channels.
+
+    Raises:
+        RecipeError: no such policy, mask, op or setting, or one for the other kind of image.
+    """
+    assert channels in CHANNEL_COUNT
+    names = dict.fromkeys(policy_name(chosen, m) for m in MODALITIES if MODALITIES[m].channels == channels)
+    for name in override:
+        POLICIES.get(name)
+        if name not in names:
+            raise RecipeError(f"augment.override.{name}: no image gets this policy; they get {', '.join(names)}")
+    for name in names:
+        if POLICIES.get(name).channels != channels:
+            raise RecipeError(f"policy {name!r} is for {POLICIES.get(name).channels} images, the data is {channels}")
+        build(name, strength or 1.0, override.get(name))
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RecipeError(f"{where}: must hold keys and values, not {value!r}")
+    return value
+
+
+def _needs_color(op: IntensityAugmentationBase2D) -> bool:
+    return getattr(op, "color_only", False) or type(op).__name__ in _KORNIA_COLOR
+
+
+# Kornia's augmentations that need three channels.
+_KORNIA_COLOR = frozenset(
+    f"Random{name}" for name in ("Grayscale", "Hue", "Saturation", "ChannelShuffle", "RGBShift", "PlanckianJitter")
+) | {"ColorJitter", "ColorJiggle"}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ssl_mednet.augment.geometry import draw_matrix, warp
-from ssl_mednet.augment.ops import run
-from ssl_mednet.augment.policy import POLICIES, Policy, policy_name
+from ssl_mednet.augment.geometry import draw_matrix, places, warp
+from ssl_mednet.augment.ops import Params, RowOp, Trace, draw, run
+from ssl_mednet.augment.physics.ct import RandomWindow
+from ssl_mednet.augment.policy import BuiltPolicy, build, policy_name
 from ssl_mednet.draws import Draws
 from ssl_mednet.imaging.batch import ImageBatch
-from ssl_mednet.imaging.modality import BY_CODE, MODALITIES
+from ssl_mednet.imaging.modality import BY_CODE
+
+# Number of the view, rows of the batch that its policy has; then what a Trace is told, with rows counted within those.
+Tracer = Callable[[int, Tensor, str, Tensor, Params, Tensor], None]
 
 
 class ViewSpec(Protocol):
@@ -32,11 +37,12 @@ class ViewMaker(nn.Module):
     """Draws and makes views. The policy of each row's modality applies to that row.
 
     Args:
-        views: what the method asks for.
-        policy: a registered policy's name, or ``"by_modality"``.
-        strength: see :class:`~ssl_mednet.augment.policy.Policy`.
+        views: what the method asks for; all are made from one read of the source images.
+        policy: a registered policy's name, ``"by_modality"`` or ``"natural"``.
+        strength: scales every range of a policy; 0 leaves the crop.
         image_size: side of a view of size 1, pixels.
         mean, std: per channel, in [0, 1], taken out last.
+        override: settings of single policies that a recipe changes; see :func:`ssl_mednet.augment.policy.build`.
     """
 
     def __init__(
@@ -47,78 +53,121 @@ class ViewMaker(nn.Module):
         image_size: int,
         mean: Sequence[float],
         std: Sequence[float],
+        override: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.views, self.policy, self.strength, self.image_size = list(views), policy, strength, image_size
+        self.override = override or {}
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-        self._policies: dict[str, Policy] = {}
+        self._policies: dict[str, BuiltPolicy] = {}
 
     def policy_of(self, modality: str) -> str:
         """Name of the policy that images of this modality get."""
         return policy_name(self.policy, modality)
 
     @torch.no_grad()
-    def forward(self, batch: ImageBatch, draws: Draws) -> list[Tensor]:
-        """``[B, C, S, S]`` float32 for each view, normalised; a row's views depend on the row and its draws only."""
-        with torch.autocast(batch.pixels.device.type, enabled=False):
-            images = batch.unit()
-            groups = self._group(batch.modality)
-            children = [draws.child(f"view{i}") for i in range(len(self.views))]
-            return [
-                self._view(images, batch.sizes, spec, groups, d) for spec, d in zip(self.views, children, strict=True)
-            ]
+    def forward(self, batch: ImageBatch, draws: Draws, trace: Tracer | None = None) -> list[Tensor]:
+        """``[B, C, S, S]`` float32 for each view, normalised; a row's views depend on the row and its draws only.
 
-    def _group(self, modality: Tensor) -> list[tuple[Policy, Tensor | None]]:
-        """Rows by policy; ``None`` stands for all rows where there is one policy only."""
+        ``trace`` is told of every stage of the rows of each policy; see :mod:`ssl_mednet.contact_sheet`.
+        """
+        with torch.autocast(batch.pixels.device.type, enabled=False):
+            groups = self._group(batch.modality)
+            if len(groups) == 1:
+                return self._of_policy(groups[0][0], batch, draws, trace, torch.arange(len(batch)))
+            parts = [self._of_policy(p, batch.take(rows), draws.take(rows), trace, rows) for p, rows in groups]
+            back = torch.cat([rows for _, rows in groups]).argsort().to(batch.pixels.device)
+            return [torch.cat(views)[back] for views in zip(*parts, strict=True)]
+
+    def _group(self, modality: Tensor) -> list[tuple[BuiltPolicy, Tensor]]:
+        """Policies and the rows that get them."""
         codes = torch.unique(modality).tolist()
         names = {code: self.policy_of(BY_CODE[code].name) for code in codes}
-        if len(set(names.values())) == 1:
-            return [(self._get(names[codes[0]]), None)]
-        groups: list[tuple[Policy, Tensor | None]] = []
+        groups = []
         for name in sorted(set(names.values())):
             of_policy = torch.tensor([c for c in codes if names[c] == name])
             groups.append((self._get(name), torch.isin(modality, of_policy).nonzero()[:, 0]))
         return groups
 
-    def _get(self, name: str) -> Policy:
+    def _get(self, name: str) -> BuiltPolicy:
         if name not in self._policies:
-            self._policies[name] = POLICIES.get(name)(self.strength)
+            self._policies[name] = build(name, self.strength, self.override.get(name))
         return self._policies[name]
+
+    def _of_policy(
+        self, policy: BuiltPolicy, batch: ImageBatch, draws: Draws, trace: Tracer | None, rows: Tensor
+    ) -> list[Tensor]:
+        images = batch.unit()
+        mask = policy.mask(images, batch.sizes) if policy.mask is not None else None
+        views = []
+        for i, spec in enumerate(self.views):
+            told = None if trace is None else functools.partial(trace, i, rows)
+            views.append(self._view(policy, batch, images, mask, spec, draws.child(f"view{i}"), told))
+        return views
 
     def _view(
         self,
+        policy: BuiltPolicy,
+        batch: ImageBatch,
         images: Tensor,
-        sizes: Tensor,
+        mask: Tensor | None,
         spec: ViewSpec,
-        groups: list[tuple[Policy, Tensor | None]],
         draws: Draws,
+        trace: Trace | None,
     ) -> Tensor:
         size = round(self.image_size * spec.size)
-        if len(groups) == 1 and groups[0][1] is None:
-            out = self._augment(groups[0][0], images, sizes, spec, size, draws)
-        else:
-            out = images.new_empty(len(images), images.shape[1], size, size)
-            for policy, index in groups:
-                assert index is not None
-                there = index.to(images.device)
-                part = self._augment(policy, images[there], sizes[there], spec, size, draws.take(index))
-                out.index_copy_(0, there, part)
-        return out.sub_(self.mean).div_(self.std)
-
-    @staticmethod
-    def _augment(policy: Policy, images: Tensor, sizes: Tensor, spec: ViewSpec, size: int, draws: Draws) -> Tensor:
-        geometry = policy.geometry
+        geometry, (low, high) = policy.geometry, spec.scale
+        if spec.size == 1:
+            low = max(low, min(policy.crop, high))
         if not spec.intensity:  # reconstruction targets: crop, flips and quarter turns, nothing resampled askew
             geometry = replace(geometry, rotate=0.0, translate=0.0, zoom=0.0, shear=0.0)
-        matrix = draw_matrix(geometry, spec.scale, sizes, draws)
-        out = warp(images, sizes, matrix, size, geometry.fill)
-        if spec.intensity:
-            for i, op in enumerate(policy.ops):
-                out = run(op, out, draws, f"{i}/{type(op).__name__}")
-        return out
+            matrix = draw_matrix(geometry, (low, high), batch.sizes, draws)
+            return self._normalised(warp(images, batch.sizes, matrix, size, geometry.fill))
+        for name, window in policy.window:
+            images = rewindowed(window, batch, images, draws, name, trace)
+        for name, op in policy.source:
+            images = run(op, images, draws, name, mask, trace=trace)
+        matrix = draw_matrix(geometry, (low, high), batch.sizes, draws)
+        if mask is None:
+            out, seen = warp(images, batch.sizes, matrix, size, geometry.fill), None
+        else:
+            out = warp(torch.cat([images, mask], dim=1), batch.sizes, matrix, size, geometry.fill)
+            out, seen = out[:, :-1].contiguous(), out[:, -1:].contiguous()
+        if trace is not None:
+            trace("crop", torch.arange(len(out)), {"matrix": matrix}, out)
+
+        def place(index: Tensor) -> Tensor:
+            return places(matrix[index], batch.sizes[index], size)
+
+        for name, op in policy.view:
+            out = run(op, out, draws, name, seen, place, trace)
+        return self._normalised(out)
+
+    def _normalised(self, view: Tensor) -> Tensor:
+        return view.sub(self.mean).div_(self.std)
+
+
+def rewindowed(op: RowOp, batch: ImageBatch, images: Tensor, draws: Draws, name: str, trace: Trace | None) -> Tensor:
+    """``images`` with the rows that hold Hounsfield units, and that the op's coin chooses, seen through another window.
+
+    Rows of finished pictures (8-bit exports of CT) stay as they are: what their window cut off is lost.
+    """
+    assert isinstance(op, RandomWindow)
+    index, u = draw(op, draws, name, images.device)
+    measured = batch.hounsfield[index]
+    index, u = index[measured], u[measured]
+    if len(index) == 0:
+        return images
+    params = op.parameters_from(u)
+    chosen = batch.take(index)
+    seen = replace(chosen, window=op.change_window(chosen.window, params)).unit()
+    out = images.index_copy(0, index, seen)
+    if trace is not None:
+        trace(name, index, params, out)
+    return out
 
 
 def resize(batch: ImageBatch, size: int) -> Tensor:
@@ -130,18 +179,3 @@ def resize(batch: ImageBatch, size: int) -> Tensor:
         part = images[index, :, : extent[0], : extent[1]]
         out[index] = nn.functional.interpolate(part, (size, size), mode="bilinear", antialias=True, align_corners=False)
     return out.clamp_(0, 1)
-
-
-def check_policy(name: str, channels: str) -> None:
-    """Refuse a policy that cannot act on images of these channels, when the recipe is read.
-
-    Raises:
-        RecipeError: no such policy, or one for the other kind of image.
-    """
-    from ssl_mednet.errors import RecipeError
-
-    names = [policy_name(name, m) for m in MODALITIES if MODALITIES[m].channels == channels]
-    for one in dict.fromkeys(names):
-        made = POLICIES.get(one)(1.0)
-        if made.channels not in ("any", channels):
-            raise RecipeError(f"policy {one!r} is for {made.channels} images, the data is {channels}")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ssl_mednet.imaging.image import HU_OFFSET
+
 
 @dataclass(frozen=True)
 class ImageBatch:
@@ -36,6 +38,18 @@ class ImageBatch:
         """
         pixels, sizes, window = (t.to(device, non_blocking=True) for t in (self.pixels, self.sizes, self.window))
         return ImageBatch(pixels, sizes, window, self.modality, self.rows)
+
+    def take(self, index: Tensor) -> ImageBatch:
+        """Some of the rows, in the order of ``index`` (on the CPU, or on the device of the pixels)."""
+        there, here = index.to(self.pixels.device), index.cpu()
+        return ImageBatch(
+            self.pixels[there], self.sizes[there], self.window[there], self.modality[here], self.rows[here]
+        )
+
+    @property
+    def hounsfield(self) -> Tensor:
+        """``[B]`` bool on the pixels' device: rows that hold Hounsfield units, whose windows lie far above 0."""
+        return self.window[:, 0] > HU_OFFSET / 2
 
     def pin_memory(self) -> ImageBatch:
         """The same batch in page-locked memory, for copies to a GPU that overlap with its work."""

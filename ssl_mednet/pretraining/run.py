@@ -8,9 +8,9 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
 from ssl_mednet.data.loader import BatchStream
 from ssl_mednet.errors import RecipeError, UserError
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
-from ssl_mednet.methods import METHODS, Method
+from ssl_mednet.methods import METHODS, Method, View
 from ssl_mednet.pretraining.module import PretrainModule
 from ssl_mednet.pretraining.monitor import CHECKPOINT, Checkpoints, Curves, Pictures, ProgressBar
 from ssl_mednet.recipe import Recipe, load_recipe
@@ -87,7 +87,7 @@ def pretrain(
         recipe = Path(out) / RECIPE
     plan = load_recipe(recipe, said)
     folder = _run_folder(plan, out, resume)
-    corpus = _corpus(plan, quiet)
+    corpus = recipe_corpus(plan, quiet)
     plan = _with_length(plan, len(corpus.rows(plan.data.split)))
     _check_same(plan, folder)
     with _quiet_libraries(), torch.random.fork_rng():
@@ -129,15 +129,16 @@ def build_module(recipe: Recipe, steps: int, mean: tuple[float, ...], std: tuple
     cls = METHODS.get(recipe.method.name)
     backbone = create_backbone(recipe.backbone.name, _model_args(recipe))
     method: Method = cls(backbone, cls.Config(**recipe.method.settings))
-    specs = [_with_min_crop(view, recipe.augment.min_crop) for view in method.views]
-    views = ViewMaker(specs, recipe.augment.policy, recipe.augment.strength, recipe.data.image_size, mean, std)
+    views = build_views(recipe, method.views, mean, std)
     return PretrainModule(recipe, method, views, steps, channels_last=backbone_kind(recipe.backbone.name) == "cnn")
 
 
-def _with_min_crop(view: Any, smallest: float | None) -> Any:
-    from dataclasses import replace
-
-    return view if smallest is None else replace(view, scale=(smallest, view.scale[1]))
+def build_views(recipe: Recipe, specs: Sequence[View], mean: tuple[float, ...], std: tuple[float, ...]) -> ViewMaker:
+    """What makes the views of a recipe for a method that wants ``specs``."""
+    augment = recipe.augment
+    if augment.min_crop is not None:
+        specs = [replace(view, scale=(augment.min_crop, view.scale[1])) for view in specs]
+    return ViewMaker(specs, augment.policy, augment.strength, recipe.data.image_size, mean, std, augment.override)
 
 
 def _model_args(recipe: Recipe) -> dict[str, Any]:
@@ -147,7 +148,8 @@ def _model_args(recipe: Recipe) -> dict[str, Any]:
     )
 
 
-def _corpus(recipe: Recipe, quiet: bool) -> Corpus:
+def recipe_corpus(recipe: Recipe, quiet: bool) -> Corpus:
+    """The images that a recipe pretrains on."""
     data = recipe.data
     spec = CorpusSpec(data.channels, data.store_size or 2 * data.image_size, data.modality, data.convert)
     return open_corpus(data.source, spec, quiet)

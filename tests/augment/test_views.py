@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
-from ssl_mednet.augment.policy import POLICIES, Policy
-from ssl_mednet.augment.views import ViewMaker, check_policy, resize
+from ssl_mednet.augment.ops import MASKS
+from ssl_mednet.augment.policy import POLICIES, check_augment, overridden
+from ssl_mednet.augment.views import ViewMaker, resize
 from ssl_mednet.draws import Draws
 from ssl_mednet.errors import RecipeError
+from ssl_mednet.imaging import phantoms
 from ssl_mednet.imaging.batch import ImageBatch
-from ssl_mednet.imaging.modality import MODALITIES
+from ssl_mednet.imaging.image import HU_OFFSET
+from ssl_mednet.imaging.modality import CHANNEL_COUNT, MODALITIES
 from ssl_mednet.methods import View
+
+RANGES = ("rotate", "translate", "zoom", "shear")
 
 
 def batch(n: int, channels: int = 1, size: int = 48, modality: str = "xray") -> ImageBatch:
@@ -64,17 +72,113 @@ def test_strength_zero_with_a_full_crop_is_the_picture_itself() -> None:
     torch.testing.assert_close(view, b.unit(), atol=1e-5, rtol=0)
 
 
-def test_rows_of_several_modalities_get_their_own_policy_in_their_own_place() -> None:
-    POLICIES._items["pet"] = lambda strength: Policy(POLICIES.get("generic_gray")(0.0).geometry)  # leaves PET alone
-    try:
-        b = batch(12, size=32)
-        b.modality[::3] = MODALITIES["pet"].code
-        (view,) = maker(views=(View(scale=(1.0, 1.0)),))(b, Draws(0, 0, b.rows))
-        same = (view - b.unit()).abs().flatten(1).amax(1) < 1e-5
-        assert same[::3].all()
-        assert not same[1::3].any()
-    finally:
-        del POLICIES._items["pet"]
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_mixed_batch_gives_every_row_what_a_pure_one_does(channels: int) -> None:
+    names = [m for m, spec in MODALITIES.items() if CHANNEL_COUNT[spec.channels] == channels]
+    b = batch(4 * len(names), channels)
+    b.modality[:] = torch.tensor([MODALITIES[n].code for n in names]).repeat(4)
+    draws = Draws(0, 3, b.rows)
+    for view, mixed in enumerate(maker(channels)(b, draws)):
+        for name in names:
+            own = (b.modality == MODALITIES[name].code).nonzero()[:, 0]
+            pure = maker(channels)(b.take(own), draws.take(own))[view]
+            torch.testing.assert_close(mixed[own], pure, atol=1e-5, rtol=0)
+
+
+def test_a_policy_acts_on_its_own_rows_only() -> None:
+    b = batch(12, size=32)
+    b.modality[::3] = MODALITIES["pet"].code
+    only_pet = ViewMaker(
+        (View(scale=(1.0, 1.0)),), "by_modality", 1.0, 32, [0.0], [1.0],
+        {"xray": {"ops": dict.fromkeys(POLICIES.get("xray").ops), "geometry": dict.fromkeys(RANGES, 0.0)}},
+    )  # fmt: skip
+    (view,) = only_pet(b, Draws(0, 0, b.rows))
+    same = (view - b.unit()).abs().flatten(1).amax(1) < 1e-5
+    assert same[1::3].all()
+    assert same[2::3].all()
+    assert not same[::3].all()
+
+
+def hounsfield(n: int, low: float, high: float) -> ImageBatch:
+    values = torch.linspace(-1000, 1000, 64 * 64).view(1, 1, 64, 64).repeat(n, 1, 1, 1) + HU_OFFSET
+    b = batch(n, size=64, modality="ct")
+    window = torch.tensor([[low + HU_OFFSET, high + HU_OFFSET]]).repeat(n, 1)
+    return ImageBatch(values.to(torch.int32).to(torch.uint16), b.sizes, window, b.modality, b.rows)
+
+
+def window_only(size: int = 64) -> ViewMaker:
+    """The CT policy without geometry, blur and noise."""
+    override = {"ops": dict.fromkeys(("gaussian_blur", "gaussian_noise")), "geometry": dict.fromkeys(RANGES, 0.0)}
+    return ViewMaker((View(scale=(1.0, 1.0)),), "ct", 1.0, size, [0.0], [1.0], {"ct": override})
+
+
+def test_ct_rows_are_seen_through_other_windows_and_gain_what_the_first_cut_off() -> None:
+    b = hounsfield(64, -150, 250)
+    (view,) = window_only()(b, Draws(0, 0, b.rows))
+    # Each picture is a ramp of HU; its window is where the ramp lies strictly between black and white.
+    inside = (view > 0) & (view < 1)
+    units = torch.linspace(-1000, 1000, 64 * 64).view(1, 64, 64)
+    low = torch.where(inside[:, 0], units, 2000).flatten(1).amin(1)
+    high = torch.where(inside[:, 0], units, -2000).flatten(1).amax(1)
+    assert ((high - low) / 400).min() > 1 / 1.65
+    assert ((high - low) / 400).max() < 1.65
+    assert ((low + high) / 2 - 50).abs().max() < 0.26 * 400
+    assert high.max() > 330  # beyond the file's own window
+    assert (low - low.mean()).abs().max() > 30
+
+
+def test_finished_pictures_of_ct_keep_their_values() -> None:
+    b = batch(6, size=32, modality="ct")
+    (view,) = window_only(32)(b, Draws(0, 0, b.rows))
+    torch.testing.assert_close(view, b.unit(), atol=1e-5, rtol=0)
+
+
+def test_a_window_is_that_of_pydicom() -> None:
+    from pydicom.dataset import Dataset
+    from pydicom.pixels import apply_windowing
+
+    data = Dataset()
+    data.PhotometricInterpretation, data.BitsStored, data.PixelRepresentation = "MONOCHROME2", 16, 1
+    data.WindowCenter, data.WindowWidth, data.VOILUTFunction = 40, 400, "LINEAR_EXACT"
+    data.RescaleIntercept, data.RescaleSlope = 0, 1
+    values = np.linspace(-1000, 1000, 64 * 64).astype(np.int16).reshape(64, 64)
+    shown = apply_windowing(values, data)
+    expected = (shown - shown.min()) / (shown.max() - shown.min())
+    ours = hounsfield(1, -160, 240).unit()[0, 0].numpy()
+    np.testing.assert_allclose(ours, expected, atol=1 / 400 + 1e-6)
+
+
+@pytest.mark.parametrize(("modality", "channels"), [("ultrasound", 1), ("fundus", 3)])
+def test_nothing_outside_the_fan_or_disc_changes(modality: str, channels: int) -> None:
+    kind = "gray" if channels == 1 else "color"
+    index = [i for i in range(40) if phantoms.truth(kind, i, 0)[0] == modality][:6]
+    pixels = np.stack([phantoms.phantom(kind, i, 64, 0).image.pixels for i in index])
+    b = batch(len(index), channels, 64, modality)
+    b = replace(b, pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous())
+    still = dict.fromkeys(RANGES, 0.0) | {"horizontal_flip": 0.0}
+    make = ViewMaker(
+        (View(scale=(1.0, 1.0)),), "by_modality", 1.0, 64, [0.0] * channels, [1.0] * channels,
+        {modality: {"geometry": still}},
+    )  # fmt: skip
+    (view,) = make(b, Draws(0, 0, b.rows))
+    mask = MASKS.get(POLICIES.get(modality).mask)(b.unit(), b.sizes)
+    assert 0.2 < mask.mean() < 0.95
+    outside = (mask == 0).expand_as(view)
+    assert torch.equal(view[outside], b.unit()[outside])
+    assert (view - b.unit()).abs()[~outside].max() > 0.05
+
+
+def test_a_policy_can_keep_larger_crops_than_the_method_asks_for() -> None:
+    b = batch(64, 3, modality="blood")
+    seen: list[torch.Tensor] = []
+
+    def note(view: int, rows: torch.Tensor, op: str, index: torch.Tensor, params: dict, images: torch.Tensor) -> None:
+        if op == "crop":
+            seen.append(torch.linalg.det(params["matrix"][:, :, :2]).abs() * 4 / (48 * 48))
+
+    maker(3, views=(View(), View(scale=(0.05, 0.3), size=0.5)))(b, Draws(0, 0, b.rows), note)
+    assert seen[0].min() > 0.49
+    assert seen[1].max() < 0.31  # local crops stay local
 
 
 def test_sixteen_bit_rows_keep_more_than_256_levels() -> None:
@@ -123,9 +227,50 @@ def test_evaluation_resizes_the_whole_of_each_image() -> None:
     torch.testing.assert_close(resize(mixed, 32)[1:2], small)
 
 
-def test_a_policy_for_the_other_kind_of_image_is_refused() -> None:
-    check_policy("by_modality", "gray")
-    with pytest.raises(RecipeError, match="color images"):
-        check_policy("generic_color", "gray")
-    with pytest.raises(RecipeError, match="did you mean 'generic_gray'"):
-        check_policy("generic_grey", "gray")
+def test_what_cannot_act_is_refused_when_the_recipe_is_read() -> None:
+    check_augment("by_modality", "gray", 1.0, {})
+    check_augment("natural", "color", 1.0, {"natural_color": {"ops": {"kornia.RandomSolarize": {"p": 0.1}}}})
+    for policy, channels, override, says in (
+        ("generic_color", "gray", {}, "is for color images"),
+        ("generic_grey", "gray", {}, "did you mean 'generic_gray'"),
+        ("by_modality", "gray", {"xray": {"ops": {"color_jitter": {}}}}, "acts on color"),
+        ("by_modality", "gray", {"xray": {"ops": {"kornia.RandomHue": {}}}}, "acts on color"),
+        ("by_modality", "gray", {"xray": {"ops": {"gama": {}}}}, "did you mean 'gamma'"),
+        ("by_modality", "gray", {"xray": {"ops": {"gamma": {"gama": 1}}}}, "did you mean 'gamma'"),
+        ("by_modality", "gray", {"xray": {"geometry": {"rotat": 1}}}, "did you mean 'rotate'"),
+        ("by_modality", "gray", {"xray": {"opps": {}}}, "did you mean 'ops'"),
+        ("by_modality", "gray", {"xray": {"turns": "left"}}, "one of none, lateral, free"),
+        ("by_modality", "gray", {"xray": {"mask": "fann"}}, "did you mean 'fan'"),
+        ("by_modality", "gray", {"xrya": {}}, "did you mean 'xray'"),
+        ("by_modality", "gray", {"blood": {}}, "no image gets this policy"),
+        ("by_modality", "gray", {"xray": {"ops": {"kornia.RandomGama": {}}}}, "no intensity augmentation of kornia"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            check_augment(policy, channels, 1.0, override)
+        assert says in f"{caught.value.message} {caught.value.hint}", says
+
+
+def test_overrides_change_a_policy_key_by_key() -> None:
+    plain = POLICIES.get("xray")
+    changed = overridden(
+        "xray", plain, {"ops": {"gamma": {"p": 0.9}, "gaussian_blur": None, "jpeg": {}}, "turns": "free", "crop": 0.5}
+    )
+    assert changed.ops["gamma"] == plain.ops["gamma"] | {"p": 0.9}
+    assert list(changed.ops)[-1] == "jpeg"
+    assert "gaussian_blur" not in changed.ops
+    assert (changed.geometry.quarter_turns, changed.geometry.rotate) == (True, plain.geometry.rotate)
+    assert POLICIES.get("xray") is plain
+
+
+def test_quantities_and_sides_are_left_alone_by_default() -> None:
+    for name in POLICIES:
+        policy = POLICIES.get(name)
+        if policy.meaning == "quantitative":
+            assert not {"brightness_contrast", "gamma", "gain"} & set(policy.ops), name
+        if policy.turns == "none":
+            assert policy.geometry.horizontal_flip == policy.geometry.vertical_flip == 0.0, name
+        if policy.meaning == "stain" or name in ("blood", "cytology"):
+            assert not {"color_jitter", "grayscale"} & set(policy.ops), name
+        if name in ("xray", "ct", "ultrasound", "oct"):
+            assert policy.geometry.vertical_flip == 0.0, name
+    assert set(MODALITIES) <= set(POLICIES)

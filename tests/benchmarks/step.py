@@ -26,7 +26,7 @@ import torch
 from ssl_mednet.data.loader import BatchStream
 from ssl_mednet.pretraining.module import PretrainModule
 from ssl_mednet.pretraining.monitor import Curves
-from ssl_mednet.pretraining.run import _corpus, _quiet_libraries, _trainer, build_module
+from ssl_mednet.pretraining.run import _quiet_libraries, _trainer, build_module, recipe_corpus
 from ssl_mednet.recipe import Recipe, load_recipe
 
 SETUPS = {
@@ -83,7 +83,7 @@ def measure(name: str, alternations: int, block: int, batch: int) -> float:
     steps = block * (alternations + 1)
     extra = [f"optim.batch_size={batch}", f"train.steps={steps}", "data.source=phantoms:gray?n=2000", "data.split=all"]
     recipe: Recipe = load_recipe(f"{name}_gray.yaml", SETUPS[name] + extra)
-    corpus = _corpus(recipe, quiet=True)
+    corpus = recipe_corpus(recipe, quiet=True)
     rows = corpus.rows("all")
     module = build_module(recipe, steps, *corpus.statistics(rows))
     timer = Alternate(block)
