@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ssl_mednet.recipe import load_recipe
 
 SHOWN = 128  # side of a picture on the page, pixels
 _STEPS = 5  # ops that fit beside the views in a PNG
+_HIDDEN = ("noise", "place")  # where in the bank of noise a row reads: nothing to see
 
 
 @dataclass
@@ -116,7 +118,7 @@ def _said(params: Params, row: int) -> str:
     said = []
     for name, values in params.items():
         value = values[row]
-        if value.numel() == 1:
+        if value.numel() == 1 and name not in _HIDDEN:
             said.append(f"{name} {float(value):.3g}")
     return ", ".join(said)
 
@@ -134,7 +136,7 @@ def as_picture(sheets: list[Sheet], title: str) -> Image.Image:
     font = ImageFont.load_default(size=11)
     heads = ["original", *(f"view {i + 1}" for i in range(len(sheets[0].views)))]
     columns = len(heads) + _STEPS
-    cell, label, left = SHOWN + 6, 30, 96
+    cell, label, left = SHOWN + 6, 44, 96
     page = Image.new("RGB", (left + columns * cell, 24 + len(sheets) * (cell + label)), "white")
     pen = ImageDraw.Draw(page)
     pen.text((6, 6), title, fill="black", font=font)
@@ -147,8 +149,14 @@ def as_picture(sheets: list[Sheet], title: str) -> Image.Image:
             x = left + column * cell
             page.paste(_image(picture), (x, top))
             pen.text((x, top + SHOWN + 1), head, fill="black", font=font)
-            pen.text((x, top + SHOWN + 14), text[:24], fill="#666666", font=font)
+            pen.multiline_text((x, top + SHOWN + 14), _lines(text), fill="#666666", font=font, spacing=1)
     return page
+
+
+def _lines(text: str) -> str:
+    """The first parameters, one or two to a line of a cell, at most two lines."""
+    lines = textwrap.wrap(text, 22)
+    return "\n".join(lines[:2])
 
 
 _PAGE = Template(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ class Geometry:
         shear: largest angle, degrees.
         probability: of rotation, translation, zoom and shear together.
         fill: what lies beyond the border: ``"zero"`` (black) or ``"reflect"``.
+
+    Every range may also be a ``[B]`` tensor, one number a row: see :func:`per_row`.
     """
 
     ratio: float = 3 / 4
@@ -49,14 +52,27 @@ class Geometry:
         return replace(self, **{n: getattr(self, n) * strength for n in names})
 
 
-def draw_matrix(geometry: Geometry, crop: tuple[float, float], sizes: Tensor, draws: Draws) -> Tensor:
+def per_row(geometries: Sequence[Geometry], group: Tensor) -> Geometry:
+    """One geometry with the ranges of each row: ``group`` ``[B]`` says which of the geometries a row has.
+
+    ``fill`` becomes a ``[B]`` tensor too, True where it is ``"reflect"``.
+    """
+    if len(geometries) == 1:
+        return geometries[0]
+    columns = [f.name for f in fields(Geometry)]
+    table = [[float(g.fill == "reflect" if n == "fill" else getattr(g, n)) for n in columns] for g in geometries]
+    rows = torch.tensor(table)[group.cpu()].to(group.device)
+    return Geometry(**{n: rows[:, i] if n != "fill" else rows[:, i] > 0 for i, n in enumerate(columns)})  # type: ignore[arg-type]
+
+
+def draw_matrix(geometry: Geometry, crop: tuple[float | Tensor, float], sizes: Tensor, draws: Draws) -> Tensor:
     """One affine matrix a row: from the view's square [-1, 1]^2 to pixels of the source image.
 
     The crop is that of Szegedy et al. 2015 (area share uniform, ratio log-uniform, position uniform), clipped to the
     image instead of drawn again.
 
     Args:
-        crop: smallest and largest share of the image's area.
+        crop: smallest (a number, or one a row) and largest share of the image's area.
         sizes: ``[B, 2]`` height and width of each source image.
 
     Returns:
@@ -65,7 +81,7 @@ def draw_matrix(geometry: Geometry, crop: tuple[float, float], sizes: Tensor, dr
     u = draws.uniform("geometry", 13)
     height, width = sizes[:, 0].float(), sizes[:, 1].float()
     area = crop[0] + (crop[1] - crop[0]) * u[:, 0]
-    log_ratio = math.log(geometry.ratio) * (2 * u[:, 1] - 1)
+    log_ratio = torch.log(torch.as_tensor(geometry.ratio)) * (2 * u[:, 1] - 1)
     # A crop of the whole image is the whole image: its ratio jitter fades as the area nears 1.
     log_ratio = log_ratio.clamp(torch.log(area), -torch.log(area))
     half_w = 0.5 * width * torch.sqrt(area * torch.exp(log_ratio))
@@ -74,7 +90,7 @@ def draw_matrix(geometry: Geometry, crop: tuple[float, float], sizes: Tensor, dr
     centre_y = half_h + (height - 2 * half_h) * u[:, 3]
 
     on = (u[:, 11] < geometry.probability).float()
-    shift = geometry.translate * (4 * u[:, 4:6] - 2) * on[:, None]  # the square is 2 wide
+    shift = (4 * u[:, 4:6] - 2) * (geometry.translate * on)[:, None]  # the square is 2 wide
     half = torch.stack([half_w, half_h], dim=1)
     linear = _linear(geometry, u) * half[:, None, :]  # the crop's window is turned rigidly about its centre
     offset = torch.stack([centre_x, centre_y], dim=1) + half * shift
@@ -84,11 +100,10 @@ def draw_matrix(geometry: Geometry, crop: tuple[float, float], sizes: Tensor, dr
 def _linear(geometry: Geometry, u: Tensor) -> Tensor:
     """Rotation, zoom, shear, flips and quarter turns as ``[B, 2, 2]``."""
     on = (u[:, 11] < geometry.probability).float()
-    angle = math.radians(geometry.rotate) * (2 * u[:, 6] - 1) * on
-    if geometry.quarter_turns:
-        angle = angle + (u[:, 7] * 4).floor() * (math.pi / 2)
-    zoom = torch.exp(math.log1p(geometry.zoom) * (2 * u[:, 8] - 1) * on)
-    shear = torch.tan(math.radians(geometry.shear) * (2 * u[:, 9] - 1) * on)
+    angle = math.pi / 180 * geometry.rotate * (2 * u[:, 6] - 1) * on
+    angle = angle + geometry.quarter_turns * (u[:, 7] * 4).floor() * (math.pi / 2)
+    zoom = torch.exp(torch.log1p(torch.as_tensor(geometry.zoom)) * (2 * u[:, 8] - 1) * on)
+    shear = torch.tan(math.pi / 180 * geometry.shear * (2 * u[:, 9] - 1) * on)
     flip_x = torch.where(u[:, 10] < geometry.horizontal_flip, -1.0, 1.0)
     flip_y = torch.where(u[:, 12] < geometry.vertical_flip, -1.0, 1.0)
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
@@ -96,50 +111,98 @@ def _linear(geometry: Geometry, u: Tensor) -> Tensor:
     return torch.stack(rows, dim=1).view(-1, 2, 2)
 
 
-def warp(images: Tensor, sizes: Tensor, matrix: Tensor, size: int, fill: str = "zero") -> Tensor:
-    """Sample every image once through its matrix, bilinearly, from a pyramid level fine enough not to alias.
+class Pyramid:
+    """Images and their 2 x 2 means, again and again, each level made when it is first asked for.
 
     Args:
         images: ``[B, C, H, W]`` float.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        self._levels = [images]
+        self.extent = images.new_tensor([images.shape[-1], images.shape[-2]])  # width, height of the canvas
+
+    def level(self, k: int) -> Tensor:
+        """``[B, C, H / 2^k, W / 2^k]``, rounded up: the border is repeated where a side is odd."""
+        while len(self._levels) <= k:
+            fine = self._levels[-1]
+            height, width = fine.shape[-2:]
+            if height % 2 or width % 2:
+                fine = F.pad(fine, (0, width % 2, 0, height % 2), mode="replicate")
+            rows = fine[:, :, ::2] + fine[:, :, 1::2]  # faster than avg_pool2d on a CPU, by four
+            self._levels.append((rows[..., ::2] + rows[..., 1::2]).mul_(0.25))
+        return self._levels[k]
+
+    def __len__(self) -> int:
+        return len(self._levels[0])
+
+
+def warp(
+    images: Tensor | Pyramid,
+    sizes: Tensor,
+    matrix: Tensor,
+    size: int,
+    fill: str | Tensor = "zero",
+    beyond: Tensor | None = None,
+) -> Tensor:
+    """Sample every image once through its matrix, bilinearly, from a pyramid level fine enough not to alias.
+
+    Args:
+        images: ``[B, C, H, W]`` float, or their pyramid where several views are taken of them.
         sizes: ``[B, 2]`` height and width of the valid part of each.
         matrix: ``[B, 2, 3]`` of :func:`draw_matrix`.
         size: side of the result.
-        fill: ``"zero"`` or ``"reflect"``.
+        fill: ``"zero"`` or ``"reflect"``, or ``[B]`` bool, True where the image is reflected at its border.
+        beyond: ``[B]``, the value that stands for black; 0 when left out.
 
     Returns:
         ``[B, C, size, size]``.
     """
-    matrix = matrix.to(images.dtype)
-    extent = sizes.flip(1).to(images.dtype)  # [B, 2] width, height
-    points = _points(matrix, size)  # [B, S, S, 2]
+    pyramid = images if isinstance(images, Pyramid) else Pyramid(images)
+    extent = sizes.flip(1).to(matrix.dtype)  # [B, 2] width, height
+    grid = _grid(_normalised(matrix, pyramid.extent), size)
     leaving = _leaves(matrix, extent)
-    if fill == "reflect" and len(leaving):
-        points[leaving] = _reflect(points[leaving], extent[leaving, None, None])
+    reflected, black = leaving[:0], leaving
+    if isinstance(fill, Tensor):
+        reflected, black = leaving[fill[leaving]], leaving[~fill[leaving]]
+    elif fill == "reflect":
+        reflected, black = leaving, leaving[:0]
+    # Where the image ends on the canvas, in the grid's units of [-1, 1].
+    edge = extent * (2 / pyramid.extent)
+    if len(reflected):
+        from_left = grid[reflected] + 1
+        grid[reflected] = _reflect(from_left, edge[reflected, :, None, None]) - 1
     # Source pixels per view pixel along the more shrunken axis: the norm of the matrix' columns.
     shrink = matrix[:, :, :2].norm(dim=1).amax(dim=1) * (2.0 / size)
     level = torch.log2(shrink.clamp(min=1.0)).add(0.5).floor().clamp(max=MAX_LEVEL).to(torch.int64)
-    out = _sample_levels(images, points, level, size)
-    if fill == "zero" and len(leaving):
-        part = points[leaving]
-        inside = ((part > 0) & (part < extent[leaving, None, None])).all(dim=-1)
-        out[leaving] = out[leaving] * inside[:, None]
+    out = _sample_levels(pyramid, grid, level, size)
+    if len(black):
+        half = edge[black, :, None, None] / 2
+        off_centre = torch.addcmul(1 / half - 1, grid[black], 1 / half).abs_()
+        outside = torch.maximum(off_centre[:, 0], off_centre[:, 1]) >= 1
+        value = out.new_zeros(()) if beyond is None else beyond[black, None, None, None].to(out.dtype)
+        out[black] = torch.where(outside[:, None], value, out[black])
     return out
 
 
-def _points(matrix: Tensor, size: int) -> Tensor:
-    """Where each pixel of the view lies in the source, ``[B, size, size, 2]`` as (x, y) in pixels."""
-    axis = (torch.arange(size, device=matrix.device, dtype=matrix.dtype) + 0.5) * (2.0 / size) - 1.0
-    points = matrix.new_empty(len(matrix), size, size, 2)
-    for i in (0, 1):
-        along_x = torch.addcmul(matrix[:, i, 2:], matrix[:, i, :1], axis)  # [B, S]
-        torch.add(along_x[:, None, :], (matrix[:, i, 1:2] * axis)[:, :, None], out=points[..., i])
-    return points
+def _normalised(matrix: Tensor, extent: Tensor) -> Tensor:
+    """From pixels of the source to the canvas' [-1, 1], as ``grid_sample`` wants it."""
+    theta = matrix * (2 / extent)[:, None]
+    return torch.cat([theta[:, :, :2], theta[:, :, 2:] - 1], dim=2)
 
 
 def places(matrix: Tensor, sizes: Tensor, size: int) -> Tensor:
     """Where in the whole image each pixel of a view lies, ``[B, size, size, 2]`` as (x, y) in [0, 1]."""
-    extent = sizes.flip(1).to(matrix.dtype)[:, None, None]
-    return (_points(matrix, size) / extent).clamp_(0, 1)
+    theta = matrix / sizes.flip(1).to(matrix.dtype)[:, :, None]
+    return _grid(theta, size).clamp_(0, 1).permute(0, 2, 3, 1)
+
+
+def _grid(theta: Tensor, size: int) -> Tensor:
+    """``[B, 2, size, size]`` of x and y: pixel centres of the view's [-1, 1] square through ``theta`` ``[B, 2, 3]``."""
+    axis = (torch.arange(size, device=theta.device, dtype=theta.dtype) + 0.5) * (2.0 / size) - 1.0
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    square = torch.stack([x, y, torch.ones_like(x)]).view(3, -1)
+    return (theta.reshape(-1, 3) @ square).view(-1, 2, size, size)
 
 
 def _leaves(matrix: Tensor, extent: Tensor) -> Tensor:
@@ -150,26 +213,29 @@ def _leaves(matrix: Tensor, extent: Tensor) -> Tensor:
     return ((centre - reach < -slack) | (centre + reach > extent + slack)).any(dim=1).nonzero()[:, 0]
 
 
-def _sample_levels(images: Tensor, points: Tensor, level: Tensor, size: int) -> Tensor:
-    """Bilinear samples of ``images`` at ``points`` (pixels), each row from its own level of a 2 x 2 mean pyramid."""
+def _sample_levels(pyramid: Pyramid, grid: Tensor, level: Tensor, size: int) -> Tensor:
+    """Bilinear samples at ``grid``, each row from its own level."""
     levels = torch.unique(level).tolist()
     if len(levels) == 1:
-        return _bilinear(_shrink(images, levels[0]), points, levels[0])
-    out = images.new_empty(len(images), images.shape[1], size, size)
+        return _bilinear(pyramid, levels[0], grid, None)
+    channels = pyramid.level(0).shape[1]
+    out = grid.new_empty(len(grid), channels, size, size)
     for k in levels:
         index = (level == k).nonzero()[:, 0]
-        out[index] = _bilinear(_shrink(images[index], k), points[index], k)
+        out.index_copy_(0, index, _bilinear(pyramid, k, grid.index_select(0, index), index))
     return out
 
 
-def _shrink(images: Tensor, level: int) -> Tensor:
-    return F.avg_pool2d(images, 2**level, ceil_mode=True, count_include_pad=False) if level else images
-
-
-def _bilinear(images: Tensor, points: Tensor, level: int) -> Tensor:
+def _bilinear(pyramid: Pyramid, level: int, grid: Tensor, index: Tensor | None) -> Tensor:
+    images = pyramid.level(level)
     height, width = images.shape[-2:]
-    # grid_sample's [-1, 1] spans the canvas from edge to edge; a pixel at level k is 2^k source pixels wide.
-    grid = points * (points.new_tensor([2.0 / width, 2.0 / height]) / 2**level) - 1.0
+    if index is not None:
+        images = images.index_select(0, index)
+    # An odd side was rounded up on the way, so this level's canvas is a little wider than the grid's.
+    wider = pyramid.extent / (images.new_tensor([width, height]) * 2**level)
+    if (wider != 1).any():
+        grid = (grid + 1) * wider[:, None, None] - 1
+    grid = grid.permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

@@ -11,7 +11,6 @@ import torch
 from kornia.augmentation import IntensityAugmentationBase2D
 from torch import Tensor
 
-from ssl_mednet.draws import Draws
 from ssl_mednet.errors import RecipeError, did_you_mean
 from ssl_mednet.registry import Registry
 
@@ -46,7 +45,7 @@ class RowOp(IntensityAugmentationBase2D):
 
     As every kornia augmentation it takes ``[B, C, H, W]`` floats in [0, 1] and stands in any
     ``kornia.augmentation.AugmentationSequential``; there its numbers come from torch's global generator. Inside a
-    policy they come from :class:`~ssl_mednet.draws.Draws`, so that they depend on (seed, step, row) only.
+    policy they come from :class:`ssl_mednet.draws.Draws`, so that they depend on (seed, step, row) only.
 
     Args:
         p: probability that a row is changed.
@@ -112,10 +111,16 @@ def create_op(name: str, settings: dict[str, Any], strength: float) -> Intensity
         raise RecipeError(f"augmentation {name!r} does not take {settings}: {error}") from error
 
 
-def draw(op: IntensityAugmentationBase2D, draws: Draws, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The rows that the op's coin chooses ``[K]`` and their uniform numbers ``[K, numbers]``, both on ``device``."""
-    numbers = op.numbers if isinstance(op, RowOp) else 1
-    u = draws.on("cpu").uniform(name, 1 + numbers)
+def numbers_of(op: IntensityAugmentationBase2D) -> int:
+    """How many uniform numbers a row needs: one for the coin, and those of the op."""
+    return 1 + (op.numbers if isinstance(op, RowOp) else 1)
+
+
+def choose(op: IntensityAugmentationBase2D, u: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The rows ``[K]`` that the op's coin chooses and their remaining numbers ``[K, numbers]``, both on ``device``.
+
+    ``u`` is ``[B, numbers_of(op)]`` uniform numbers on the CPU, so that nothing waits for a GPU to say which rows.
+    """
     index = (u[:, 0] < op.p).nonzero()[:, 0]
     return index.to(device), u[index, 1:].to(device)
 
@@ -123,27 +128,31 @@ def draw(op: IntensityAugmentationBase2D, draws: Draws, name: str, device: torch
 def run(
     op: IntensityAugmentationBase2D,
     images: Tensor,
-    draws: Draws,
-    name: str,
+    u: Tensor,
+    name: str = "",
     mask: Tensor | None = None,
     place: Callable[[Tensor], Tensor] | None = None,
     trace: Trace | None = None,
+    in_place: bool = False,
 ) -> Tensor:
-    """Apply one augmentation to the rows that its coin chooses, with numbers from ``draws``.
+    """Apply one augmentation to the rows that its coin chooses.
 
     A kornia augmentation that is not a :class:`RowOp` draws from torch's global generator; it is seeded from the
-    draws, row by row, so that its result too depends on (seed, step, row) only.
+    numbers, row by row, so that its result too depends on (seed, step, row) only.
 
     Args:
+        u: ``[B, numbers_of(op)]`` uniform numbers in [0, 1), on the CPU.
+        name: what the trace calls the op.
         mask: ``[B, 1, H, W]`` in [0, 1]; where it is 0 every pixel keeps its bits.
         place: rows to ``[K, H, W, 2]``, for the ops that want to know where in the whole image a pixel lies.
         trace: told of what has been done, for a person to see.
+        in_place: the images are the caller's own and may be written to.
     """
-    index, u = draw(op, draws, name, images.device)
+    index, u = choose(op, u, images.device)
     if len(index) == 0:
         return images
     everything = len(index) == len(images)
-    chosen = images if everything else images[index]
+    chosen = images if everything else images.index_select(0, index)
     params: Params = {}
     if isinstance(op, RowOp):
         params = op.parameters_from(u)
@@ -154,8 +163,12 @@ def run(
     else:
         changed = _run_foreign(op, chosen, u[:, 0])
     if mask is not None:
-        changed = torch.lerp(chosen, changed.to(chosen.dtype), mask if everything else mask[index])
-    out = changed if everything else images.index_copy(0, index, changed.to(images.dtype))
+        changed = torch.lerp(chosen, changed.to(chosen.dtype), mask if everything else mask.index_select(0, index))
+    if everything:
+        out = changed
+    else:
+        copy = images.index_copy_ if in_place else images.index_copy
+        out = copy(0, index, changed.to(images.dtype))
     if trace is not None:
         trace(name, index, params, out)
     return out

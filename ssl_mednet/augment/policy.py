@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from kornia.augmentation import IntensityAugmentationBase2D
 
 from ssl_mednet.augment.geometry import Geometry
-from ssl_mednet.augment.ops import MASKS, Mask, RowOp, create_op
+from ssl_mednet.augment.ops import MASKS, Mask, create_op, numbers_of
 from ssl_mednet.errors import RecipeError, did_you_mean
 from ssl_mednet.imaging.modality import CHANNEL_COUNT, MODALITIES
 from ssl_mednet.registry import Registry
@@ -70,17 +70,26 @@ def register_policy(name: str) -> Callable[[Callable[[], Policy]], Callable[[], 
     return add
 
 
+class Slot(NamedTuple):
+    """An op of a policy: its name, itself, and its columns among the uniform numbers of a row."""
+
+    name: str
+    op: IntensityAugmentationBase2D
+    columns: slice
+
+
 @dataclass(frozen=True)
 class BuiltPolicy:
-    """A policy at one strength, ready to act; ops by the stage at which they do."""
+    """A policy at one strength, ready to act; ops by the stage at which they do, and how many numbers they want."""
 
     name: str
     geometry: Geometry
     crop: float
     mask: Mask | None
-    window: list[tuple[str, RowOp]]
-    source: list[tuple[str, IntensityAugmentationBase2D]]
-    view: list[tuple[str, IntensityAugmentationBase2D]]
+    numbers: int
+    window: list[Slot]
+    source: list[Slot]
+    view: list[Slot]
 
 
 def build(name: str, strength: float, override: dict[str, Any] | None = None) -> BuiltPolicy:
@@ -95,15 +104,18 @@ def build(name: str, strength: float, override: dict[str, Any] | None = None) ->
         RecipeError: an unknown name, a setting that is not there, or a color op on gray images.
     """
     policy = overridden(name, POLICIES.get(name), override or {})
-    stages: dict[str, list[Any]] = {"window": [], "source": [], "view": []}
+    stages: dict[str, list[Slot]] = {"window": [], "source": [], "view": []}
+    used = 0
     for op_name, settings in policy.ops.items():
         op = create_op(op_name, settings, strength)
         if policy.channels == "gray" and _needs_color(op):
             raise RecipeError(f"policy {name!r} is for gray images, augmentation {op_name!r} acts on color")
         if strength > 0:
-            stages[getattr(op, "stage", "view")].append((op_name, op))
+            columns = slice(used, used + numbers_of(op))
+            stages[getattr(op, "stage", "view")].append(Slot(op_name, op, columns))
+            used = columns.stop
     mask = MASKS.get(policy.mask) if policy.mask else None
-    return BuiltPolicy(name, policy.geometry.scaled(strength), policy.crop, mask, **stages)
+    return BuiltPolicy(name, policy.geometry.scaled(strength), policy.crop, mask, used, **stages)
 
 
 def overridden(name: str, policy: Policy, override: dict[str, Any]) -> Policy:

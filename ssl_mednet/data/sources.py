@@ -107,17 +107,15 @@ def open_source(spec: str | Path) -> Source:
 
 
 class PhantomSource(Source):
-    """``phantoms:gray`` or ``phantoms:color``, with ``?n=4000&seed=0&label=lesion|modality|finding`` behind it.
+    """``phantoms:gray`` or ``phantoms:color``, with ``?n=4000&seed=0&size=64&label=lesion|modality|finding`` behind.
 
     The split of an index is fixed (7 of 10 train, 1 val, 2 test), so a pretraining never sees what it is tested on.
     """
 
-    size = 64
-
     def __init__(self, spec: str) -> None:
         super().__init__(spec)
         family, _, query = spec.removeprefix("phantoms:").partition("?")
-        options = {"n": "4000", "seed": "0", "label": "lesion"}
+        options = {"n": "4000", "seed": "0", "size": "64", "label": "lesion"}
         if family not in ("gray", "color"):
             raise DataError(
                 f"{spec}: there are phantoms:gray and phantoms:color", did_you_mean(family, ("gray", "color"))
@@ -130,10 +128,12 @@ class PhantomSource(Source):
             options[key] = value
         if options["label"] not in PHANTOM_LABELS:
             raise DataError(f"{spec}: label is one of {', '.join(PHANTOM_LABELS)}, not {options['label']!r}")
-        if not options["n"].isdigit() or not options["seed"].isdigit() or int(options["n"]) < 1:
-            raise DataError(f"{spec}: n and seed are whole numbers, n at least 1")
+        if not all(options[key].isdigit() for key in ("n", "seed", "size")) or int(options["n"]) < 1:
+            raise DataError(f"{spec}: n, seed and size are whole numbers, n at least 1")
+        if not 32 <= int(options["size"]) <= 256:
+            raise DataError(f"{spec}: size is 32 to 256 pixels")
         self.family, self.label = family, options["label"]
-        self.n, self.seed = int(options["n"]), int(options["seed"])
+        self.n, self.seed, self.size = (int(options[key]) for key in ("n", "seed", "size"))
 
     def fingerprint(self) -> str:
         code = b"".join(p.read_bytes() for p in sorted(Path(phantoms.__file__).parent.glob("*.py")))

@@ -6,8 +6,7 @@ import kornia.augmentation as K
 import pytest
 import torch
 
-from ssl_mednet.augment.ops import OPS, RowOp, create_op, run
-from ssl_mednet.draws import Draws
+from ssl_mednet.augment.ops import OPS, RowOp, create_op, numbers_of, run
 
 every = pytest.mark.parametrize("name", list(OPS))
 
@@ -80,10 +79,10 @@ def test_gradients_are_finite(name: str) -> None:
 def test_a_row_does_not_depend_on_the_rows_beside_it(name: str) -> None:
     op = made(name)
     x = pictures(op)
-    draws = Draws(0, 5, torch.arange(8))
-    whole = run(op, x, draws, name)
+    u = torch.rand(8, numbers_of(op))
+    whole = run(op, x, u)
     some = torch.tensor([6, 1, 4])
-    torch.testing.assert_close(run(op, x[some], draws.take(some), name), whole[some], atol=1e-5, rtol=0)
+    torch.testing.assert_close(run(op, x[some], u[some]), whole[some], atol=1e-5, rtol=0)
 
 
 @every
@@ -112,8 +111,8 @@ def test_it_is_a_kornia_augmentation(name: str) -> None:
 def test_augmentations_of_kornia_depend_on_the_row_only() -> None:
     op = create_op("kornia.RandomSolarize", {"p": 1.0}, 1.0)
     x = torch.rand(6, 1, 16, 16)
-    draws = Draws(0, 0, torch.arange(6))
-    whole = run(op, x, draws, "solarize")
+    u = torch.rand(6, numbers_of(op))
+    whole = run(op, x, u)
     some = torch.tensor([4, 2])
-    torch.testing.assert_close(run(op, x[some], draws.take(some), "solarize"), whole[some])
+    torch.testing.assert_close(run(op, x[some], u[some]), whole[some])
     assert create_op("kornia.RandomSolarize", {"p": 0.4}, 0.5).p == pytest.approx(0.2)

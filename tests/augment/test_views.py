@@ -102,7 +102,7 @@ def test_a_policy_acts_on_its_own_rows_only() -> None:
 def hounsfield(n: int, low: float, high: float) -> ImageBatch:
     values = torch.linspace(-1000, 1000, 64 * 64).view(1, 1, 64, 64).repeat(n, 1, 1, 1) + HU_OFFSET
     b = batch(n, size=64, modality="ct")
-    window = torch.tensor([[low + HU_OFFSET, high + HU_OFFSET]]).repeat(n, 1)
+    window = torch.tensor([[low + HU_OFFSET, high + HU_OFFSET]], dtype=torch.float32).repeat(n, 1)
     return ImageBatch(values.to(torch.int32).to(torch.uint16), b.sizes, window, b.modality, b.rows)
 
 

@@ -16,7 +16,6 @@ from PIL import Image
 from ssl_mednet.augment.ops import Params, RowOp, run
 from ssl_mednet.augment.physics.place import place_of
 from ssl_mednet.augment.physics.ultrasound import DepthAttenuation, Gain, GaussianShadow, Haze, Speckle, fan_mask
-from ssl_mednet.draws import Draws
 from ssl_mednet.imaging.phantoms import phantom
 
 OPS: list[type[RowOp]] = [DepthAttenuation, GaussianShadow, Haze, Speckle, Gain]
@@ -128,12 +127,12 @@ def test_real_images_of_a_linear_probe_are_almost_all_field(data_root: Path) -> 
 
 @every
 def test_outside_the_mask_nothing_changes_and_inside_all_is_as_without(op: type[RowOp]) -> None:
-    draws = Draws(0, 0, torch.arange(12))
+    u = torch.rand(12, 1 + op.numbers)
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.rand(12, 1, 40, 36).to(dtype)
         mask = (torch.rand(12, 1, 40, 36) < 0.5).to(dtype)
         made = op(p=1.0)
-        everywhere, masked = run(made, x, draws, "op"), run(made, x, draws, "op", mask)
+        everywhere, masked = run(made, x, u), run(made, x, u, mask=mask)
         assert torch.equal(masked, torch.where(mask.bool(), everywhere, x))
         assert (everywhere != x).any()
 
