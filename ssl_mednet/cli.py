@@ -84,6 +84,7 @@ def pretrain(
     result = run(recipe, data[0] if data else None, out, resume, overrides, quiet)
     if result.skipped:
         print(f"skipped {result.skipped} files that could not be used: {result.folder / 'skipped.csv'}")
+    print("augmented as " + ", ".join(f"{name} ({count})" for name, count in result.policies.items()))
     print(f"pretrained on {result.images} images, {result.steps} steps, {result.images_per_second:.0f} img/s")
     print(f"backbone:  {result.folder / 'backbone'}")
     print(f"curves:    tensorboard --logdir {result.folder}")

@@ -26,12 +26,12 @@ def ssl_mednet(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("verb", ["", "pretrain", "evaluate", "list"])
+@pytest.mark.parametrize("verb", ["", "pretrain", "evaluate", "preview", "list"])
 def test_every_verb_explains_itself(verb: str) -> None:
     result = ssl_mednet(*filter(None, [verb]), "--help")
     assert result.returncode == 0
     assert "Usage" in result.stdout
-    if verb in ("pretrain", "evaluate"):
+    if verb in ("pretrain", "evaluate", "preview"):
         assert "Examples" in result.stdout
 
 

@@ -170,18 +170,18 @@ def warp(
     # Where the image ends on the canvas, in the grid's units of [-1, 1].
     edge = extent * (2 / pyramid.extent)
     if len(reflected):
-        from_left = grid[reflected] + 1
-        grid[reflected] = _reflect(from_left, edge[reflected, :, None, None]) - 1
+        from_left = grid.index_select(0, reflected).add_(1)
+        grid.index_copy_(0, reflected, _reflect(from_left, edge[reflected, :, None, None]).sub_(1))
     # Source pixels per view pixel along the more shrunken axis: the norm of the matrix' columns.
     shrink = matrix[:, :, :2].norm(dim=1).amax(dim=1) * (2.0 / size)
     level = torch.log2(shrink.clamp(min=1.0)).add(0.5).floor().clamp(max=MAX_LEVEL).to(torch.int64)
     out = _sample_levels(pyramid, grid, level, size)
     if len(black):
         half = edge[black, :, None, None] / 2
-        off_centre = torch.addcmul(1 / half - 1, grid[black], 1 / half).abs_()
+        off_centre = torch.addcmul(1 / half - 1, grid.index_select(0, black), 1 / half).abs_()
         outside = torch.maximum(off_centre[:, 0], off_centre[:, 1]) >= 1
         value = out.new_zeros(()) if beyond is None else beyond[black, None, None, None].to(out.dtype)
-        out[black] = torch.where(outside[:, None], value, out[black])
+        out.index_copy_(0, black, torch.where(outside[:, None], value, out.index_select(0, black)))
     return out
 
 

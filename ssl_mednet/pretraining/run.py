@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -48,6 +49,7 @@ class Result:
     Args:
         folder: of the run; ``backbone/`` in it is the artifact.
         skipped: files that could not be read; listed in ``skipped.csv`` of the run folder.
+        policies: how many images got each augmentation policy; those that say no modality get a generic one.
     """
 
     folder: Path
@@ -55,6 +57,7 @@ class Result:
     images: int
     skipped: int
     images_per_second: float
+    policies: dict[str, int]
 
 
 def pretrain(
@@ -104,7 +107,10 @@ def _run(recipe: Recipe, corpus: Corpus, folder: Path, quiet: bool) -> Result:
     if start >= steps and (folder / BACKBONE).is_dir():
         raise UserError(f"{folder}: this run is finished ({start} steps)", "train.steps=N with another --out goes on")
     module = build_module(recipe, steps, mean, std)
-    _write_header(recipe, folder, corpus)
+    policies = Counter[str]()
+    for modality, count in corpus.modalities(rows).items():
+        policies[module.views.policy_of(modality)] += count
+    _write_header(recipe, folder, corpus, policies)
     stream.start = start * recipe.optim.accumulate
     checkpoints = Checkpoints(folder, recipe.train.checkpoint_every)
     bar = ProgressBar(recipe.name, quiet)
@@ -120,7 +126,7 @@ def _run(recipe: Recipe, corpus: Corpus, folder: Path, quiet: bool) -> Result:
         hint = f"go on with `ssl-mednet pretrain --resume --out {folder}`"
         raise Stopped(f"stopped at step {step} of {steps}, checkpoint written", hint)
     _save(recipe, corpus, module, folder, mean, std)
-    return Result(folder, steps, len(rows), corpus.meta["skipped"], bar.images_per_second)
+    return Result(folder, steps, len(rows), corpus.meta["skipped"], bar.images_per_second, policies)
 
 
 def build_module(recipe: Recipe, steps: int, mean: tuple[float, ...], std: tuple[float, ...]) -> PretrainModule:
@@ -248,7 +254,7 @@ def resolve_precision(recipe: Recipe) -> str:
     return names["bf16" if on_cpu and native else "float32"]
 
 
-def _write_header(recipe: Recipe, folder: Path, corpus: Corpus) -> None:
+def _write_header(recipe: Recipe, folder: Path, corpus: Corpus, policies: dict[str, int]) -> None:
     """The resolved recipe, the environment and the list of skipped files."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(recipe.to_yaml())
@@ -260,6 +266,7 @@ def _write_header(recipe: Recipe, folder: Path, corpus: Corpus) -> None:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "precision": resolve_precision(recipe),
+        "images_by_policy": dict(policies),
         "packages": {name: metadata.version(name) for name in packages},
     }
     (folder / ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n")

@@ -32,6 +32,9 @@ SMALL = {
 }
 
 
+GRAY = ("xray", "ct", "mri", "ultrasound", "pet")
+
+
 def test_a_run_folder_holds_everything_to_understand_and_repeat_the_run(tmp_path: Path) -> None:
     result = pretrain(SMALL, out=tmp_path / "run", quiet=True)
     assert result.folder == tmp_path / "run"
@@ -45,6 +48,7 @@ def test_a_run_folder_holds_everything_to_understand_and_repeat_the_run(tmp_path
     assert all(float(row["loss"]) > 0 and float(row["feature_std"]) > 0 and float(row["rank_me"]) >= 1 for row in rows)
     environment = json.loads((result.folder / "environment.json").read_text())
     assert environment["precision"] == "32-true"
+    assert environment["images_by_policy"] == result.policies == dict.fromkeys(GRAY, 9)
     assert "torch" in environment["packages"]
     config = json.loads((result.folder / "backbone" / "config.json").read_text())
     assert config["ssl_mednet"]["recipe"]["name"] == "small"
