@@ -20,6 +20,7 @@ from ssl_mednet.errors import RecipeError, UserError
 from ssl_mednet.pretraining import run as run_module
 from ssl_mednet.pretraining.monitor import feature_std, rank_me
 from ssl_mednet.recipe import load_recipe
+from ssl_mednet.shipped import list_shipped
 
 SMALL = {
     "name": "small",
@@ -194,3 +195,22 @@ def test_signs_of_collapse() -> None:
     values = torch.linalg.svdvals(spread)
     share = values / values.sum()
     assert rank_me(spread) == pytest.approx(float(torch.exp(-(share * share.log()).sum())), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", list_shipped("recipes"))
+def test_every_shipped_recipe_trains_into_weights_that_plain_timm_loads(name: str, tmp_path: Path) -> None:
+    source = f"phantoms:{'gray' if 'gray' in name else 'color'}?n=60"
+    small = ["train.steps=1", "optim.batch_size=8", "train.device=cpu", "monitor.pictures=0"]
+    result = pretrain(name, source, tmp_path / "run", overrides=small, quiet=True)
+    code = (  # in a process that does not know this package
+        "import sys, timm, torch; folder = sys.argv[1]; "
+        "m = timm.create_model('local-dir:' + folder, pretrained=True).eval(); "
+        "x = torch.ones(2, m.pretrained_cfg['input_size'][0], 64, 64); f = m(x); "
+        "assert f.shape == (2, m.num_features) and f.isfinite().all(); "
+        "assert not any('ssl_mednet' in n for n in sys.modules); torch.save(f, folder + '/features.pt')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(result.folder / "backbone")], check=True, cwd=tmp_path)
+    features = torch.load(result.folder / "backbone" / "features.pt", weights_only=True)
+    ours = load_backbone(result.folder)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(torch.ones(2, 1 if "gray" in name else 3, 64, 64)), features)
