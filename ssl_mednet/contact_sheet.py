@@ -98,11 +98,10 @@ def make_sheets(recipe: Any, corpus: Corpus, images: int, step: int) -> list[She
     names = [BY_CODE[int(code)].name for code in batch.modality]
     sheets = [Sheet(name, maker.policy_of(name), o, []) for name, o in zip(names, originals, strict=True)]
 
-    def note(view: int, of_policy: Tensor, op: str, index: Tensor, params: Params, pictures: Tensor) -> None:
-        if view == 0:
-            for k, i in enumerate(index.tolist()):
-                row = int(of_policy[i])
-                picture = pictures[i]
+    def note(views: list[int], of: list[int], op: str, index: Tensor, params: Params, pictures: Tensor) -> None:
+        for k, i in enumerate(index.tolist()):
+            if views[i] == 0:
+                row, picture = of[i], pictures[i]
                 if op != "crop" and not any(s.name == "crop" for s in sheets[row].steps):  # still the whole canvas
                     picture = picture[:, : int(batch.sizes[row, 0]), : int(batch.sizes[row, 1])]
                 sheets[row].steps.append(Step(op, _said(params, k), picture.clone()))

@@ -57,8 +57,6 @@ def per_row(geometries: Sequence[Geometry], group: Tensor) -> Geometry:
 
     ``fill`` becomes a ``[B]`` tensor too, True where it is ``"reflect"``.
     """
-    if len(geometries) == 1:
-        return geometries[0]
     columns = [f.name for f in fields(Geometry)]
     table = [[float(g.fill == "reflect" if n == "fill" else getattr(g, n)) for n in columns] for g in geometries]
     rows = torch.tensor(table)[group.cpu()].to(group.device)
@@ -144,6 +142,7 @@ def warp(
     size: int,
     fill: str | Tensor = "zero",
     beyond: Tensor | None = None,
+    source: Tensor | None = None,
 ) -> Tensor:
     """Sample every image once through its matrix, bilinearly, from a pyramid level fine enough not to alias.
 
@@ -154,6 +153,7 @@ def warp(
         size: side of the result.
         fill: ``"zero"`` or ``"reflect"``, or ``[B]`` bool, True where the image is reflected at its border.
         beyond: ``[B]``, the value that stands for black; 0 when left out.
+        source: ``[B]``, which of the images each row shows, where several rows show one; sizes are the rows' own.
 
     Returns:
         ``[B, C, size, size]``.
@@ -175,7 +175,7 @@ def warp(
     # Source pixels per view pixel along the more shrunken axis: the norm of the matrix' columns.
     shrink = matrix[:, :, :2].norm(dim=1).amax(dim=1) * (2.0 / size)
     level = torch.log2(shrink.clamp(min=1.0)).add(0.5).floor().clamp(max=MAX_LEVEL).to(torch.int64)
-    out = _sample_levels(pyramid, grid, level, size)
+    out = _sample_levels(pyramid, grid, level, size, source)
     if len(black):
         half = edge[black, :, None, None] / 2
         off_centre = torch.addcmul(1 / half - 1, grid.index_select(0, black), 1 / half).abs_()
@@ -213,16 +213,17 @@ def _leaves(matrix: Tensor, extent: Tensor) -> Tensor:
     return ((centre - reach < -slack) | (centre + reach > extent + slack)).any(dim=1).nonzero()[:, 0]
 
 
-def _sample_levels(pyramid: Pyramid, grid: Tensor, level: Tensor, size: int) -> Tensor:
+def _sample_levels(pyramid: Pyramid, grid: Tensor, level: Tensor, size: int, source: Tensor | None) -> Tensor:
     """Bilinear samples at ``grid``, each row from its own level."""
     levels = torch.unique(level).tolist()
     if len(levels) == 1:
-        return _bilinear(pyramid, levels[0], grid, None)
+        return _bilinear(pyramid, levels[0], grid, source)
     channels = pyramid.level(0).shape[1]
     out = grid.new_empty(len(grid), channels, size, size)
     for k in levels:
         index = (level == k).nonzero()[:, 0]
-        out.index_copy_(0, index, _bilinear(pyramid, k, grid.index_select(0, index), index))
+        images = index if source is None else source[index]
+        out.index_copy_(0, index, _bilinear(pyramid, k, grid.index_select(0, index), images))
     return out
 
 

@@ -18,8 +18,8 @@ from ssl_mednet.draws import Draws
 from ssl_mednet.imaging.batch import ImageBatch
 from ssl_mednet.imaging.modality import BY_CODE
 
-# Number of the view, rows of the batch that its policy has; then what a Trace is told, with rows counted within those.
-Tracer = Callable[[int, Tensor, str, Tensor, Params, Tensor], None]
+# For some pictures: number of the view and row of the batch of each; then what a Trace of an op is told of them.
+Tracer = Callable[[list[int], list[int], str, Tensor, Params, Tensor], None]
 
 
 class ViewSpec(Protocol):
@@ -72,17 +72,25 @@ class ViewMaker(nn.Module):
     def forward(self, batch: ImageBatch, draws: Draws, trace: Tracer | None = None) -> list[Tensor]:
         """``[B, C, S, S]`` float32 for each view, normalised; a row's views depend on the row and its draws only.
 
-        All rows are sampled together, whatever their policies; intensity is changed policy by policy. ``trace`` is
-        told of every stage; see :mod:`ssl_mednet.contact_sheet`.
+        Views of one size are made together, and all rows are sampled together whatever their policies; intensity is
+        then changed policy by policy. ``trace`` is told of every stage; see :mod:`ssl_mednet.contact_sheet`.
         """
         with torch.autocast(batch.pixels.device.type, enabled=False):
             groups = self._groups(batch)
             stored = Pyramid(batch.pixels.float())
-            views = []
+            made: dict[int, Tensor] = {}
+            alike: dict[tuple[float, bool], list[int]] = {}
             for i, spec in enumerate(self.views):
-                told = None if trace is None else functools.partial(trace, i)
-                views.append(self._view(spec, batch, stored, groups, draws.child(f"view{i}"), told))
-            return views
+                alike.setdefault((spec.size, spec.intensity), []).append(i)
+            for numbers in alike.values():
+                scene = self._scene(numbers, batch, stored, groups, draws, trace)
+                out = scene.sampled()
+                if self.views[numbers[0]].intensity:
+                    for group in groups:
+                        change_intensity(scene, group, out)
+                out.sub_(self.mean).div_(self.std)
+                made |= zip(numbers, out.split(len(batch)), strict=True)
+            return [made[i] for i in range(len(self.views))]
 
     def _groups(self, batch: ImageBatch) -> list[Group]:
         """The rows of each policy, with their masks."""
@@ -96,8 +104,8 @@ class ViewMaker(nn.Module):
             mask = None
             if policy.mask is not None:
                 own = batch if len(rows) == len(batch) else batch.take(rows)
-                mask = policy.mask(own.unit(), own.sizes)
-            groups.append(Group(policy, rows, rows.to(batch.pixels.device), mask))
+                mask = Pyramid(policy.mask(own.unit(), own.sizes))
+            groups.append(Group(policy, rows, mask))
         return groups
 
     def _get(self, name: str) -> BuiltPolicy:
@@ -105,137 +113,172 @@ class ViewMaker(nn.Module):
             self._policies[name] = build(name, self.strength, self.override.get(name))
         return self._policies[name]
 
-    def _view(
+    def _scene(
         self,
-        spec: ViewSpec,
+        numbers: list[int],
         batch: ImageBatch,
         stored: Pyramid,
         groups: list[Group],
         draws: Draws,
-        trace: Callable[..., None] | None,
-    ) -> Tensor:
-        size = round(self.image_size * spec.size)
-        matrix, fill = self._geometry(spec, batch, groups, draws)
-        if not spec.intensity:
-            window = batch.window
-            out = seen_through(window, warp(stored, batch.sizes, matrix, size, fill, window[:, 0]))
-            return self._normalised(out)
+        trace: Tracer | None,
+    ) -> Scene:
+        """Everything that is drawn for the views of these numbers."""
+        which = torch.zeros(len(batch), dtype=torch.int64)
+        for i, group in enumerate(groups):
+            which[group.rows] = i
+        which = which.to(batch.pixels.device)
+        children = [draws.child(f"view{i}") for i in numbers]
+        drawn = [self._geometry(self.views[i], batch, groups, which, d) for i, d in zip(numbers, children, strict=True)]
         # One table of numbers for all ops of all policies: making it costs more than reading it.
-        u = draws.on("cpu").uniform("ops", max(group.policy.numbers for group in groups))
-        window = batch.window.clone()
-        for group in groups:
-            rewindow(group, batch, window, u, trace)
-        out = seen_through(window, warp(stored, batch.sizes, matrix, size, fill, window[:, 0]))
-        for group in groups:
-            self._intensity(group, batch, out, matrix, size, u, trace)
-        return self._normalised(out)
+        columns = max(group.policy.numbers for group in groups)
+        scene = Scene(
+            numbers,
+            batch,
+            stored,
+            size=round(self.image_size * self.views[numbers[0]].size),
+            matrix=torch.cat([matrix for matrix, _ in drawn]),
+            reflect=torch.cat([reflect for _, reflect in drawn]),
+            window=batch.window.repeat(len(numbers), 1),
+            u=torch.cat([child.on("cpu").uniform("ops", columns) for child in children]),
+            trace=trace,
+        )
+        if self.views[numbers[0]].intensity:
+            for group in groups:
+                rewindow(scene, group)
+        return scene
 
+    @staticmethod
     def _geometry(
-        self, spec: ViewSpec, batch: ImageBatch, groups: list[Group], draws: Draws
-    ) -> tuple[Tensor, str | Tensor]:
-        """The matrix of each row, and how what lies beyond its border is filled."""
+        spec: ViewSpec, batch: ImageBatch, groups: list[Group], which: Tensor, draws: Draws
+    ) -> tuple[Tensor, Tensor]:
+        """The matrix of each row, and whether it is reflected at its border; ``which`` is the group of each row."""
         low, high = spec.scale
         lows = [max(low, min(g.policy.crop, high)) if spec.size == 1 else low for g in groups]
         geometries = [g.policy.geometry for g in groups]
         if not spec.intensity:  # reconstruction targets: crop, flips and quarter turns, nothing resampled askew
             geometries = [replace(g, rotate=0.0, translate=0.0, zoom=0.0, shear=0.0) for g in geometries]
-        which = torch.zeros(len(batch), dtype=torch.int64, device=batch.pixels.device)
-        for i, group in enumerate(groups[1:], 1):
-            which[group.there] = i
-        ranges = per_row(geometries, which)
-        smallest = lows[0] if len(groups) == 1 else torch.tensor(lows)[which.cpu()].to(which.device)
+        ranges, smallest = per_row(geometries, which), torch.tensor(lows, device=which.device)[which]
+        assert isinstance(ranges.fill, Tensor)
         return draw_matrix(ranges, (smallest, high), batch.sizes, draws), ranges.fill
-
-    def _intensity(
-        self,
-        group: Group,
-        batch: ImageBatch,
-        out: Tensor,
-        matrix: Tensor,
-        size: int,
-        u: Tensor,
-        trace: Callable[..., None] | None,
-    ) -> None:
-        """Change the rows of one policy in place."""
-        whole = len(group.rows) == len(out)
-        part = out if whole else out.index_select(0, group.there)
-        sizes = batch.sizes
-        if not whole:
-            u, matrix, sizes = u[group.rows], matrix[group.there], sizes[group.there]
-        told = None if trace is None else functools.partial(trace, group.rows)
-        self._from_changed_sources(group, batch, part, matrix, size, u, trace)
-        if told is not None:
-            told("crop", torch.arange(len(part)), {"matrix": matrix}, part)
-        mask = None if group.mask is None else warp(group.mask, sizes, matrix, size)
-
-        def place(index: Tensor) -> Tensor:
-            return places(matrix[index], sizes[index], size)
-
-        for name, op, columns in group.policy.view:
-            part = run(op, part, u[:, columns], name, mask, place, told, in_place=True)
-        if part is not out:
-            out.copy_(part) if whole else out.index_copy_(0, group.there, part)
-
-    def _from_changed_sources(
-        self,
-        group: Group,
-        batch: ImageBatch,
-        part: Tensor,
-        matrix: Tensor,
-        size: int,
-        u: Tensor,
-        trace: Callable[..., None] | None,
-    ) -> None:
-        """Sample the rows again whose whole image an op changes before the crop; in place."""
-        chosen = [choose(op, u[:, columns], part.device)[0] for _, op, columns in group.policy.source]
-        index = torch.unique(torch.cat(chosen)) if chosen else torch.empty(0)
-        if len(index) == 0:
-            return
-        batch, u = batch.take(group.there[index]), u[index.cpu()]
-        images = batch.unit()
-        told = None if trace is None else functools.partial(trace, group.rows[index.cpu()])
-        mask = None if group.mask is None else group.mask.index_select(0, index)
-        for name, op, columns in group.policy.source:
-            images = run(op, images, u[:, columns], name, mask, trace=told, in_place=True)
-        fill = group.policy.geometry.fill
-        part.index_copy_(0, index, warp(images, batch.sizes, matrix.index_select(0, index), size, fill))
-
-    def _normalised(self, view: Tensor) -> Tensor:
-        return view.sub_(self.mean).div_(self.std)
 
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of a batch that share a policy: their positions on the CPU and on the device, and their masks."""
+    """The rows of a batch that share a policy, ``[K]`` on the CPU, and the masks of these rows."""
 
     policy: BuiltPolicy
     rows: Tensor
-    there: Tensor
-    mask: Tensor | None
+    mask: Pyramid | None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """V views of a batch of B rows, all of one size, while they are made: V * B pictures, view after view.
+
+    Args:
+        views: their numbers.
+        stored: the stored values of the batch.
+        matrix, reflect, window: of each picture: its place in the source, how its border is filled, the stored values
+            that become 0 and 1.
+        u: ``[V * B, columns]`` uniform numbers on the CPU, for the ops.
+    """
+
+    views: list[int]
+    batch: ImageBatch
+    stored: Pyramid
+    size: int
+    matrix: Tensor
+    reflect: Tensor
+    window: Tensor
+    u: Tensor
+    trace: Tracer | None
+
+    def pictures_of(self, rows: Tensor) -> Tensor:
+        """Positions of the pictures of some rows, in all views; on the CPU."""
+        return torch.cat([rows + v * len(self.batch) for v in range(len(self.views))])
+
+    def sampled(self) -> Tensor:
+        """``[V * B, C, S, S]`` in [0, 1]: every source sampled once, then seen through its window."""
+        rows = torch.arange(len(self.batch), device=self.matrix.device).repeat(len(self.views))
+        sizes, black = self.batch.sizes[rows], self.window[:, 0]
+        source = None if len(self.views) == 1 else rows
+        values = warp(self.stored, sizes, self.matrix, self.size, self.reflect, black, source)
+        return seen_through(self.window, values)
+
+    def tell(self, pictures: Tensor, name: str, index: Tensor, params: Params, images: Tensor) -> None:
+        """Tell the trace of an op on some of the pictures at ``pictures``, which ``images`` shows all of."""
+        if self.trace is not None:
+            view = [self.views[int(i)] for i in pictures.cpu() // len(self.batch)]
+            self.trace(view, (pictures.cpu() % len(self.batch)).tolist(), name, index, params, images)
 
 
 def seen_through(window: Tensor, values: Tensor) -> Tensor:
-    """Stored values ``[B, C, H, W]`` as [0, 1] through the window ``[B, 2]`` of each row, clipped."""
+    """Stored values ``[N, C, H, W]`` as [0, 1] through the window ``[N, 2]`` of each, clipped."""
     low, high = (window[:, i].view(-1, 1, 1, 1) for i in (0, 1))
     scale = 1.0 / (high - low)
     return torch.addcmul(-low * scale, values, scale).clamp_(0.0, 1.0)
 
 
-def rewindow(group: Group, batch: ImageBatch, window: Tensor, u: Tensor, trace: Callable[..., None] | None) -> None:
-    """Draw new windows, in place, for the rows that hold Hounsfield units and that the coin of a window op chooses.
+def rewindow(scene: Scene, group: Group) -> None:
+    """Draw new windows, in place, for the pictures of Hounsfield units that the coin of a window op chooses.
 
     Rows of finished pictures (8-bit exports of CT) stay as they are: what their window cut off is lost.
     """
+    pictures = scene.pictures_of(group.rows)
     for name, op, columns in group.policy.window:
         assert isinstance(op, RandomWindow)
-        index, numbers = choose(op, u[group.rows, columns], window.device)
-        measured = batch.hounsfield[group.there[index]]
-        index, params = index[measured], op.parameters_from(numbers[measured])
-        there = group.there[index]
-        window[there] = op.change_window(window[there], params)
-        if trace is not None:
-            shown = replace(batch, window=window).unit()[group.there]
-            trace(group.rows, name, index, params, shown)
+        index, numbers = choose(op, scene.u[pictures, columns], scene.window.device)
+        there = pictures.to(scene.window.device)[index]
+        measured = scene.batch.hounsfield[there % len(scene.batch)]
+        there, params = there[measured], op.parameters_from(numbers[measured])
+        scene.window[there] = op.change_window(scene.window[there], params)
+        if scene.trace is not None and len(there):
+            shown = replace(scene.batch.take(there % len(scene.batch)), window=scene.window[there]).unit()
+            scene.tell(there, name, torch.arange(len(there)), params, shown)
+
+
+def change_intensity(scene: Scene, group: Group, out: Tensor) -> None:
+    """Run the ops of one policy on the pictures of its rows, in place."""
+    pictures = scene.pictures_of(group.rows)
+    whole = len(pictures) == len(out)
+    there = pictures.to(out.device)
+    part = out if whole else out.index_select(0, there)
+    u, matrix = scene.u[pictures], scene.matrix[there]
+    sizes = scene.batch.sizes[there % len(scene.batch)]
+    change_sources(scene, group, part, pictures, u)
+    scene.tell(pictures, "crop", torch.arange(len(part)), {"matrix": matrix}, part)
+    mask = None
+    if group.mask is not None:
+        source = torch.arange(len(group.rows), device=out.device).repeat(len(scene.views))
+        mask = warp(group.mask, sizes, matrix, scene.size, source=source)
+
+    def place(index: Tensor) -> Tensor:
+        return places(matrix[index], sizes[index], scene.size)
+
+    tell = functools.partial(scene.tell, pictures) if scene.trace is not None else None
+    for name, op, columns in group.policy.view:
+        part = run(op, part, u[:, columns], name, mask, place, tell, in_place=True)
+    if whole and part is not out:
+        out.copy_(part)
+    elif not whole:
+        out.index_copy_(0, there, part)
+
+
+def change_sources(scene: Scene, group: Group, part: Tensor, pictures: Tensor, u: Tensor) -> None:
+    """Sample those pictures again, in place, whose whole image an op changes before the crop."""
+    chosen = [choose(op, u[:, columns], torch.device("cpu"))[0] for _, op, columns in group.policy.source]
+    index = torch.unique(torch.cat(chosen)) if chosen else torch.empty(0)
+    if len(index) == 0:
+        return
+    pictures, u, here = pictures[index], u[index], index.to(part.device)
+    there = pictures.to(part.device)
+    images = scene.batch.take(pictures % len(scene.batch))
+    whole = replace(images, window=scene.window[there]).unit()
+    mask = None if group.mask is None else group.mask.level(0)[here % len(group.rows)]
+    tell = functools.partial(scene.tell, pictures) if scene.trace is not None else None
+    for name, op, columns in group.policy.source:
+        whole = run(op, whole, u[:, columns], name, mask, trace=tell, in_place=True)
+    part.index_copy_(0, here, warp(whole, images.sizes, scene.matrix[there], scene.size, scene.reflect[there]))
 
 
 def resize(batch: ImageBatch, size: int) -> Tensor:

@@ -170,11 +170,11 @@ def test_nothing_outside_the_fan_or_disc_changes(modality: str, channels: int) -
 
 def test_a_policy_can_keep_larger_crops_than_the_method_asks_for() -> None:
     b = batch(64, 3, modality="blood")
-    seen: list[torch.Tensor] = []
+    seen: dict[int, torch.Tensor] = {}
 
-    def note(view: int, rows: torch.Tensor, op: str, index: torch.Tensor, params: dict, images: torch.Tensor) -> None:
+    def note(views: list, rows: list, op: str, index: torch.Tensor, params: dict, images: torch.Tensor) -> None:
         if op == "crop":
-            seen.append(torch.linalg.det(params["matrix"][:, :, :2]).abs() * 4 / (48 * 48))
+            seen[views[0]] = torch.linalg.det(params["matrix"][:, :, :2]).abs() * 4 / (48 * 48)
 
     maker(3, views=(View(), View(scale=(0.05, 0.3), size=0.5)))(b, Draws(0, 0, b.rows), note)
     assert seen[0].min() > 0.49
