@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,8 @@ def open_corpus(source: str | Path, spec: CorpusSpec, quiet: bool = False) -> Co
         DataError: the source does not exist or holds no image that can be used; the message counts and explains.
     """
     opened = open_source(source)
+    if opened.side is not None:  # nothing is larger: pretraining and evaluation share what is decoded
+        spec = replace(spec, store_size=min(spec.store_size, opened.side))
     key = hashlib.sha256(f"{FORMAT} {opened.fingerprint()} {spec}".encode()).hexdigest()[:24]
     folder = cache_folder() / "corpora" / key
     if not (folder / META).is_file():

@@ -67,9 +67,14 @@ class Item:
 class Source:
     """A data source: its items in a stable order, and a fingerprint that changes when they may have changed.
 
+    Attributes:
+        side: longest side of its images in pixels, where that is known before any is read.
+
     Raises:
         DataError: nothing there, or nothing that could hold an image.
     """
+
+    side: int | None = None
 
     def __init__(self, spec: str | Path) -> None:
         self.spec = str(spec)
@@ -134,6 +139,7 @@ class PhantomSource(Source):
             raise DataError(f"{spec}: size is 32 to 256 pixels")
         self.family, self.label = family, options["label"]
         self.n, self.seed, self.size = (int(options[key]) for key in ("n", "seed", "size"))
+        self.side = self.size
 
     def fingerprint(self) -> str:
         code = b"".join(p.read_bytes() for p in sorted(Path(phantoms.__file__).parent.glob("*.py")))

@@ -109,3 +109,9 @@ def test_phantoms_are_a_source_like_any_other(channels: str) -> None:
     assert len(corpus.classes) == 10
     assert {s: len(corpus.rows(s)) for s in ("train", "val", "test")} == {"train": 45, "val": 5, "test": 10}
     assert len(corpus.modalities(corpus.rows())) == 5
+
+
+def test_pretraining_and_evaluation_share_the_phantoms_they_read() -> None:
+    small, large = (open_corpus("phantoms:gray?n=20", CorpusSpec("gray", side), quiet=True) for side in (128, 256))
+    assert small.folder == large.folder
+    assert open_corpus("phantoms:gray?n=20", CorpusSpec("gray", 32), quiet=True).folder != small.folder
