@@ -26,8 +26,8 @@ demo: $(VENV)/.installed  ## pretrain on phantoms, probe the result against the 
 	@echo "Next: your own images,  $(BIN)/ssl-mednet pretrain --recipe simclr_gray.yaml --data FOLDER_OR_ZIP"
 	@echo "      other objectives, $(BIN)/ssl-mednet list recipes"
 
-test: $(VENV)/.installed-dev  ## all tests but the long experiments
-	$(BIN)/python -m pytest -m "not slow"
+test: $(VENV)/.installed-dev  ## all tests but the long experiments, a process a core
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
