@@ -1,6 +1,6 @@
 """How strong augmentation should be: short SimCLR runs at several strengths on real sets, probed on their val splits.
 
-    SSL_MEDNET_DATA=../shared/data python tests/benchmarks/strength.py --out eval/strength.jsonl
+    SSL_MEDNET_DATA=FOLDER python tests/benchmarks/strength.py --out tests/benchmarks/strength.jsonl
 
 Each set is pretrained on its own training images (ResNet-10t) with its modality's policy at strength 0 (crop only), 0.5
 and 1, and with the common SimCLR set (``natural``); then a linear probe is fitted on at most ``--labelled`` training
