@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,10 +58,11 @@ def per_row(geometries: Sequence[Geometry], group: Tensor) -> Geometry:
 
     ``fill`` becomes a ``[B]`` tensor too, True where it is ``"reflect"``.
     """
-    columns = [f.name for f in fields(Geometry)]
-    table = [[float(g.fill == "reflect" if n == "fill" else getattr(g, n)) for n in columns] for g in geometries]
-    rows = torch.tensor(table)[group.cpu()].to(group.device)
-    return Geometry(**{n: rows[:, i] if n != "fill" else rows[:, i] > 0 for i, n in enumerate(columns)})  # type: ignore[arg-type]
+    columns: dict[str, Any] = {}
+    for name in (f.name for f in fields(Geometry)):
+        values = [g.fill == "reflect" if name == "fill" else float(getattr(g, name)) for g in geometries]
+        columns[name] = torch.tensor(values, device=group.device)[group]
+    return Geometry(**columns)
 
 
 def draw_matrix(geometry: Geometry, crop: tuple[float | Tensor, float], sizes: Tensor, draws: Draws) -> Tensor:

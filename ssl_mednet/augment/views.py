@@ -15,7 +15,7 @@ from ssl_mednet.augment.ops import Params, choose, run
 from ssl_mednet.augment.physics.ct import RandomWindow
 from ssl_mednet.augment.policy import BuiltPolicy, build, policy_name
 from ssl_mednet.draws import Draws
-from ssl_mednet.imaging.batch import ImageBatch
+from ssl_mednet.imaging.batch import ImageBatch, seen_through
 from ssl_mednet.imaging.modality import BY_CODE
 
 # For some pictures: number of the view and row of the batch of each; then what a Trace of an op is told of them.
@@ -210,13 +210,6 @@ class Scene:
         if self.trace is not None:
             view = [self.views[int(i)] for i in pictures.cpu() // len(self.batch)]
             self.trace(view, (pictures.cpu() % len(self.batch)).tolist(), name, index, params, images)
-
-
-def seen_through(window: Tensor, values: Tensor) -> Tensor:
-    """Stored values ``[N, C, H, W]`` as [0, 1] through the window ``[N, 2]`` of each, clipped."""
-    low, high = (window[:, i].view(-1, 1, 1, 1) for i in (0, 1))
-    scale = 1.0 / (high - low)
-    return torch.addcmul(-low * scale, values, scale).clamp_(0.0, 1.0)
 
 
 def rewindow(scene: Scene, group: Group) -> None:

@@ -65,5 +65,10 @@ class ImageBatch:
 
     def unit(self) -> Tensor:
         """``[B, C, H, W]`` float32 in [0, 1]: every image through its own window, clipped."""
-        low, high = (self.window[:, i].view(-1, 1, 1, 1) for i in (0, 1))
-        return self.pixels.to(torch.float32).sub_(low).mul_(1.0 / (high - low)).clamp_(0.0, 1.0)
+        return seen_through(self.window, self.pixels.to(torch.float32))
+
+
+def seen_through(window: Tensor, values: Tensor) -> Tensor:
+    """Stored values ``[N, C, H, W]`` as [0, 1] through the window ``[N, 2]`` of each, clipped."""
+    low, high = (window[:, i].view(-1, 1, 1, 1) for i in (0, 1))
+    return ((values - low) * (1.0 / (high - low))).clamp_(0.0, 1.0)

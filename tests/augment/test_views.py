@@ -127,6 +127,18 @@ def test_ct_rows_are_seen_through_other_windows_and_gain_what_the_first_cut_off(
     assert (low - low.mean()).abs().max() > 30
 
 
+def test_a_view_of_hounsfield_units_is_clipped_at_its_window() -> None:
+    b = hounsfield(3, -150, 250)
+    (view,) = maker_at(64, strength=0.0)(b, Draws(0, 0, b.rows))
+    assert (b.unit() == 0).any()
+    torch.testing.assert_close(view, b.unit(), atol=1e-5, rtol=0)
+
+
+def maker_at(size: int, strength: float) -> ViewMaker:
+    """Whole gray images at one size."""
+    return ViewMaker((View(scale=(1.0, 1.0)),), "by_modality", strength, size, [0.0], [1.0])
+
+
 def test_finished_pictures_of_ct_keep_their_values() -> None:
     b = batch(6, size=32, modality="ct")
     (view,) = window_only(32)(b, Draws(0, 0, b.rows))
