@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssl_mednet.backbones.artifact import load_backbone
     from ssl_mednet.contact_sheet import preview
-    from ssl_mednet.evaluation.suite import evaluate
+    from ssl_mednet.evaluation.run import evaluate
     from ssl_mednet.methods.base import register_method
     from ssl_mednet.pretraining.run import pretrain
 
@@ -25,7 +25,7 @@ __all__ = ["evaluate", "load_backbone", "pretrain", "preview", "register_method"
 
 # Imported when first used: `ssl-mednet --help` must not wait for torch.
 _WHERE = {
-    "evaluate": "ssl_mednet.evaluation.suite",
+    "evaluate": "ssl_mednet.evaluation.run",
     "load_backbone": "ssl_mednet.backbones.artifact",
     "pretrain": "ssl_mednet.pretraining.run",
     "preview": "ssl_mednet.contact_sheet",

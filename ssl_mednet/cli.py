@@ -36,6 +36,7 @@ class What(StrEnum):
     recipes = "recipes"
     suites = "suites"
     methods = "methods"
+    protocols = "protocols"
     policies = "policies"
     augmentations = "augmentations"
     modalities = "modalities"
@@ -113,11 +114,11 @@ def evaluate(
 
     ssl-mednet evaluate --weights runs/a runs/b random:resnet18 --data brain.zip chest.zip --out results
     """
-    from ssl_mednet.evaluation.suite import evaluate as run
+    from ssl_mednet.evaluation.run import evaluate as run
     from ssl_mednet.evaluation.table import show
 
     results = run(weights or [], suite=suite, data=data, out=out, overrides=overrides, quiet=quiet)
-    show(results.rows)
+    show(results.rows, results.comparisons)
     print(f"results: {results.path}")
 
 

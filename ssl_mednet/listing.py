@@ -53,6 +53,12 @@ def _augmentations(pattern: str) -> list[tuple[str, str]]:
     return [(name, _first_line(OPS.get(name).__doc__)) for name in OPS]
 
 
+def _protocols(pattern: str) -> list[tuple[str, str]]:
+    from ssl_mednet.evaluation.protocols import PROTOCOLS
+
+    return [(name, _first_line(PROTOCOLS.get(name).run.__doc__)) for name in PROTOCOLS]
+
+
 def _modalities(pattern: str) -> list[tuple[str, str]]:
     from ssl_mednet.imaging.modality import MODALITIES
 
@@ -81,6 +87,7 @@ _LISTS: dict[str, Callable[[str], list[tuple[str, str]]]] = {
     "recipes": _recipes,
     "suites": _suites,
     "methods": _methods,
+    "protocols": _protocols,
     "policies": _policies,
     "augmentations": _augmentations,
     "modalities": _modalities,

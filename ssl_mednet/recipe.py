@@ -53,7 +53,9 @@ class AugmentSection(Section):
     policy: str = Field(
         "by_modality", description="by_modality: each image by its own; natural: the common set; or a policy's name"
     )
-    strength: float = Field(1.0, ge=0, le=2, description="0: crop only; 1: the policy as it is")
+    strength: float = Field(
+        0.5, ge=0, le=2, description="0: crop only; 1: the policy as it is; the default is what eval/README.md measured"
+    )
     min_crop: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="smallest share of the image a crop keeps; the method's own when left out"
     )

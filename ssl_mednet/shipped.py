@@ -8,6 +8,7 @@ from typing import Literal
 from ssl_mednet.errors import RecipeError, did_you_mean
 
 Kind = Literal["recipes", "eval"]
+FACTS = ("references.yaml",)  # beside the suites, but none: published figures to compare with
 
 
 def shipped_folder(kind: Kind) -> Path:
@@ -22,7 +23,7 @@ def shipped_folder(kind: Kind) -> Path:
 def list_shipped(kind: Kind) -> list[str]:
     """Names of all shipped files of a kind, sub-folders included: ``["byol_color.yaml", ...]``."""
     folder = shipped_folder(kind)
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.yaml"))
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.yaml") if p.name not in FACTS)
 
 
 def find_shipped(name: str | Path, kind: Kind) -> Path:

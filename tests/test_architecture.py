@@ -12,9 +12,10 @@ import ssl_mednet
 PACKAGE = Path(ssl_mednet.__file__).parent
 FLOORS = [
     {"cli", "__init__"},
+    {"reporting"},
     {"pretraining", "evaluation", "contact_sheet", "listing"},
     {"data", "augment", "methods", "recipe"},
-    {"imaging", "backbones", "probe", "registry", "shipped", "progress", "draws"},
+    {"imaging", "backbones", "probe", "registry", "shipped", "progress", "draws", "files"},
     {"errors"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -276,10 +276,14 @@ def change_sources(scene: Scene, group: Group, part: Tensor, pictures: Tensor, u
 
 def resize(batch: ImageBatch, size: int) -> Tensor:
     """The whole of every image as ``[B, C, size, size]`` in [0, 1], antialiased: what evaluation and export see."""
-    images = batch.unit()
+    return squashed(batch.unit(), batch.sizes, size)
+
+
+def squashed(images: Tensor, sizes: Tensor, size: int) -> Tensor:
+    """Images of these ``sizes`` ``[B, 2]`` on a canvas ``[B, C, H, W]``, each as a whole at ``size`` x ``size``."""
     out = images.new_empty(len(images), images.shape[1], size, size)
-    for extent in torch.unique(batch.sizes, dim=0).tolist():
-        index = (batch.sizes == batch.sizes.new_tensor(extent)).all(dim=1).nonzero()[:, 0]
+    for extent in torch.unique(sizes, dim=0).tolist():
+        index = (sizes == sizes.new_tensor(extent)).all(dim=1).nonzero()[:, 0]
         part = images[index, :, : extent[0], : extent[1]]
         out[index] = nn.functional.interpolate(part, (size, size), mode="bilinear", antialias=True, align_corners=False)
     return out.clamp_(0, 1)

@@ -26,7 +26,7 @@ from ssl_mednet.imaging.image import MedicalImage, collapse_gray
 from ssl_mednet.imaging.modality import CHANNEL_COUNT, MODALITIES
 from ssl_mednet.progress import Progress
 
-FORMAT = 1  # part of the cache key: a cache written by another layout is never read
+FORMAT = 2  # part of the cache key: a cache written by another layout is never read
 PIXELS, INDEX, META, SKIPPED = "pixels.bin", "index.npz", "meta.json", "skipped.csv"
 _CHUNK = 64  # items a worker decodes at a time
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
@@ -246,7 +246,7 @@ class _Writer:
         data = np.ascontiguousarray(image.pixels.transpose(2, 0, 1)).tobytes()
         offset = self._pixels.tell()
         self._pixels.write(data)
-        self._digest.update(data)
+        self._digest.update(f"{image.pixels.shape} {image.window} {image.modality} ".encode() + data)
         group = item.group or image.group
         number = self._groups.setdefault(group, len(self._groups)) if group else -1
         split = SPLITS.index(item.split) if item.split else -1

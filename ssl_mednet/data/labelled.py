@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ class LabelledSet:
         splits: rows of ``"train"``, ``"val"``, ``"test"``.
         groups: ``[N]``, -1 where the source names none.
         made: the splits that the source did not have and that were made here.
+        source: as the user named it.
+        ordinal: the classes have an order.
     """
 
     name: str
@@ -34,10 +37,20 @@ class LabelledSet:
     groups: np.ndarray
     classes: list[str]
     made: tuple[str, ...]
+    source: str = ""
+    ordinal: bool = False
 
     @property
     def multilabel(self) -> bool:
         return self.labels.ndim == 2
+
+    @property
+    def fingerprint(self) -> str:
+        """What results depend on: images, labels, splits and groups, in one word."""
+        digest = hashlib.sha256(f"{self.corpus.meta['fingerprint']} {self.classes}".encode())
+        for array in (self.labels, *self.splits.values(), self.groups):
+            digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array, np.int64).tobytes())
+        return digest.hexdigest()
 
     @property
     def grouped(self) -> bool:
@@ -45,7 +58,9 @@ class LabelledSet:
         return bool((self.groups[self.splits["test"]] >= 0).all())
 
 
-def open_labelled(source: str | Path, spec: CorpusSpec, quiet: bool = False) -> LabelledSet:
+def open_labelled(
+    source: str | Path, spec: CorpusSpec, quiet: bool = False, *, ordinal: bool = False
+) -> LabelledSet:
     """A labelled set from ``labels.csv``, class folders, an npz with MedMNIST's keys, or phantoms.
 
     Splits of the source are kept. A missing test or validation split is made from the training rows: by group where
@@ -68,7 +83,8 @@ def open_labelled(source: str | Path, spec: CorpusSpec, quiet: bool = False) -> 
         if len(rows) == 0:
             raise DataError(f"{source}: no labelled image is left for the {split} split", "it needs more images")
     _check_groups(source, splits, corpus.group)
-    return LabelledSet(name, corpus, labels, splits, corpus.group, corpus.classes, made)
+    ordinal = ordinal and labels.ndim == 1
+    return LabelledSet(name, corpus, labels, splits, corpus.group, corpus.classes, made, str(source), ordinal)
 
 
 def _complete(

@@ -69,12 +69,20 @@ class Source:
 
     Attributes:
         side: longest side of its images in pixels, where that is known before any is read.
+        classes: names of the classes in their official order, where the labels of the items are class numbers.
+        ordinal: whether that order means more and more of something, as grades do.
+        licence: under which the images may be used, where that is known.
+        note: what a reader of scores on this source must know.
 
     Raises:
         DataError: nothing there, or nothing that could hold an image.
     """
 
     side: int | None = None
+    classes: tuple[str, ...] = ()
+    ordinal: bool = False
+    licence: str = ""
+    note: str = ""
 
     def __init__(self, spec: str | Path) -> None:
         self.spec = str(spec)
@@ -90,25 +98,52 @@ class Source:
         """How many items there are, where that is cheap to know; for the progress bar."""
         return None
 
+    def prepare(self, quiet: bool = False) -> None:
+        """Have on this machine what ``items`` reads; a download shows its progress unless ``quiet``.
+
+        Raises:
+            DataError: it cannot be had.
+        """
+
 
 def open_source(spec: str | Path) -> Source:
-    """The source that a user means by ``spec``.
+    """The source that a user means by ``spec``; nothing is downloaded before its items are asked for.
 
     Raises:
-        DataError: no such file or folder, or a phantom source that is spelled wrong.
+        DataError: no such file or folder, or a phantom or MedMNIST source that is spelled wrong.
     """
     text = str(spec)
     if text.startswith("phantoms:"):
         return PhantomSource(text)
+    if text.startswith("medmnist:"):
+        from ssl_mednet.data.medmnist import MedMnistSource  # it stands on this module
+
+        return MedMnistSource(text)
     path = Path(text).expanduser()
     if not path.exists():
         hint = did_you_mean(text, ("phantoms:gray", "phantoms:color")) if "phantom" in text else ""
-        raise DataError(f"{text}: no such file or folder", hint or "give a folder, an archive, an npz or phantoms:gray")
+        known = "give a folder, an archive, an npz, phantoms:gray or medmnist:NAME"
+        raise DataError(f"{text}: no such file or folder", hint or known)
     if path.is_dir():
         return FolderSource(path)
     if archive.is_archive(path):
         return ArchiveSource(path)
     return FileSource(path)
+
+
+def parse_spec(spec: str, defaults: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """``kind:name?key=value&...`` as the name and all options, those not given at their defaults.
+
+    Raises:
+        DataError: an option that is not among the defaults.
+    """
+    name, _, query = spec.partition(":")[2].partition("?")
+    options = dict(defaults)
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key not in options:
+            raise DataError(f"{spec}: unknown option {key!r}", did_you_mean(key, options) or f"allowed: {[*options]}")
+        options[key] = value
+    return name, options
 
 
 class PhantomSource(Source):
@@ -119,18 +154,11 @@ class PhantomSource(Source):
 
     def __init__(self, spec: str) -> None:
         super().__init__(spec)
-        family, _, query = spec.removeprefix("phantoms:").partition("?")
-        options = {"n": "4000", "seed": "0", "size": "64", "label": "lesion"}
+        family, options = parse_spec(spec, {"n": "4000", "seed": "0", "size": "64", "label": "lesion"})
         if family not in ("gray", "color"):
             raise DataError(
                 f"{spec}: there are phantoms:gray and phantoms:color", did_you_mean(family, ("gray", "color"))
             )
-        for key, value in parse_qsl(query, keep_blank_values=True):
-            if key not in options:
-                raise DataError(
-                    f"{spec}: unknown option {key!r}", did_you_mean(key, options) or f"allowed: {[*options]}"
-                )
-            options[key] = value
         if options["label"] not in PHANTOM_LABELS:
             raise DataError(f"{spec}: label is one of {', '.join(PHANTOM_LABELS)}, not {options['label']!r}")
         if not all(options[key].isdigit() for key in ("n", "seed", "size")) or int(options["n"]) < 1:
@@ -174,13 +202,13 @@ class FileSource(Source):
             return
         for split, (images, labels) in splits.items():
             for i, image in enumerate(images):
-                label = None if labels is None else _npz_label(labels[i])
+                label = None if labels is None else npz_label(labels[i])
                 pixels = image[..., None] if image.ndim == 2 else image
                 yield Item(f"{self.spec}!{split}_images[{i}]", pixels, label, split)
 
 
-def _npz_label(row: np.ndarray) -> str:
-    """MedMNIST keeps one class number a row, or 0/1 for each of several findings."""
+def npz_label(row: np.ndarray) -> str:
+    """The label of an item from MedMNIST's: one class number a row, or 0/1 for each of several findings."""
     values = np.atleast_1d(row)
     return str(int(values[0])) if len(values) == 1 else "|".join(str(i) for i in np.flatnonzero(values))
 

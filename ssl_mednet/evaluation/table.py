@@ -1,47 +1,109 @@
-"""Result rows as a table for the terminal."""
+"""Result rows as tables for the terminal, 80 columns wide."""
 
 from __future__ import annotations
 
+import math
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ssl_mednet.evaluation.results import Row
+from ssl_mednet.evaluation.weights import short_name
 
-def show(rows: list[dict[str, Any]], console: Console | None = None) -> None:
-    """Print one table a task: weights by protocol, each figure with its 95 % interval, the best AUROC in bold."""
+_TURNED = {"better": "worse", "worse": "better", "cannot tell": "unclear"}  # what A is to B, and what B is to A
+
+
+def show(rows: list[Row], comparisons: list[dict[str, Any]] | None = None, console: Console | None = None) -> None:
+    """Print for each task: all labels, with 95 % intervals and the best AUROC in bold; then fewer labels; corruptions.
+
+    Args:
+        comparisons: of the first weights with the others; the column "vs. 1st" says how a row compares with them.
+    """
     console = console or Console()
     for task, of_task in groupby(rows, key=lambda r: r["task"]):
-        console.print(_table(task, list(of_task)))
+        own = list(of_task)
+        console.print(_full_table(task, own, comparisons or []))
+        fewer = [r for r in own if "draws" in r or (r["labels"] or 1.0) < 1]
+        if fewer:
+            console.print(_fewer_labels(fewer))
+        robust = [r for r in own if r["protocol"] == "robustness"]
+        if robust:
+            console.print(_robustness(robust))
 
 
-def _table(task: str, rows: list[dict[str, Any]]) -> Table:
-    first = rows[0]
+def _full_table(task: str, rows: list[Row], comparisons: list[dict[str, Any]]) -> Table:
+    full = [r for r in rows if r["labels"] == 1.0 and "auroc" in r["metrics"]]
+    first = full[-1]
     title = f"{task}: {len(first['classes'])} classes, {first['n_train']} training and {first['n']} test images"
-    table = Table(title=title, caption=_caption(first), title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
-    table.add_column("weights", overflow="fold")
-    table.add_column("probe")
-    for name in ("AUROC", "accuracy", "balanced acc."):
+    table = _table(title, _caption(first), "weights", "probe")
+    for name in ("AUROC", "balanced acc.", "vs. 1st"):
         table.add_column(name, no_wrap=True)
-    best = max(r["metrics"]["auroc"]["value"] for r in rows)
-    for row in rows:
-        metrics = row["metrics"]
-        cells = [_cell(metrics[m]) for m in ("auroc", "accuracy", "balanced_accuracy")]
-        if metrics["auroc"]["value"] == best:
+    best = max(r["metrics"]["auroc"]["value"] for r in full)
+    for row in sorted(full, key=lambda r: r["protocol"] == "majority"):
+        cells = [_cell(row["metrics"][m]) for m in ("auroc", "balanced_accuracy")]
+        if row["metrics"]["auroc"]["value"] == best:
             cells[0] = f"[bold]{cells[0]}[/bold]"
-        table.add_row(_short(row["weights"]), row["protocol"], *cells)
-    if first["majority_accuracy"] is not None:
-        table.add_row(
-            "largest class", "none", ".500", _three(first["majority_accuracy"]), _three(1 / len(first["classes"]))
-        )
+        named = ("largest class", "none") if row["protocol"] == "majority" else (_name(row), _probe(row))
+        table.add_row(*named, *cells, _verdict(row, comparisons))
     return table
 
 
-def _short(weights: str) -> str:
-    return weights if weights.startswith("random:") else Path(weights).name or weights
+def _fewer_labels(rows: list[Row]) -> Table:
+    """AUROC by the number of labels, a line for each backbone and way to probe it."""
+    amounts = sorted({_amount(r) for r in rows}, key=lambda a: (a[0] == 0, a))
+    title = "fewer labels: AUROC by labels a class, or by share of all labels"
+    drawn = max((r["draws"] for r in rows if "draws" in r), default=0)
+    caption = f"mean over {drawn} draws of the labels, the same for all weights" if drawn else "one draw of the labels"
+    table = _table(title, caption, "weights", "probe")
+    for shots, share in amounts:
+        table.add_column(str(shots) if shots else f"{100 * share:g} %", no_wrap=True)
+    lines: dict[tuple[str, str], dict[tuple[int, float], str]] = {}
+    for row in rows:
+        lines.setdefault((_name(row), _probe(row)), {})[_amount(row)] = _three(row["metrics"]["auroc"]["value"])
+    for named, values in lines.items():
+        table.add_row(*named, *(values.get(amount, "") for amount in amounts))
+    return table
+
+
+def _robustness(rows: list[Row]) -> Table:
+    caption = "corrupted: mean over corruptions and severities"
+    table = _table("robustness: balanced error of the linear probe", caption, "weights")
+    for name in ("clean images", "corrupted images"):
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(_name(row), *(_cell(row["metrics"][m]) for m in ("clean_balanced_error", "balanced_error")))
+    return table
+
+
+def _table(title: str, caption: str, *columns: str) -> Table:
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _name(row: Row) -> str:
+    return short_name(row["weights"]) + (f" seed {row['seed']}" if row["seed"] else "")
+
+
+def _probe(row: Row) -> str:
+    return {"linear_then_finetune": "probe, then finetune"}.get(row["protocol"], row["protocol"]).removeprefix("few_shot_")
+
+
+def _amount(row: Row) -> tuple[int, float]:
+    return row["shots"] or 0, row["labels"] or 0.0
+
+
+def _verdict(row: Row, comparisons: list[dict[str, Any]]) -> str:
+    """How the row compares with the first weights by AUROC; comparisons are told from the other side."""
+    same = ("task", "protocol", "labels", "shots", "seed")
+    for c in comparisons:
+        if c["b"] == row["weights"] and c["metric"] == "auroc" and all(c[k] == row[k] for k in same):
+            return _TURNED[c["verdict"]]
+    return ""
 
 
 def _cell(interval: dict[str, float]) -> str:
@@ -52,12 +114,14 @@ def _cell(interval: dict[str, float]) -> str:
 
 def _three(value: float) -> str:
     """Three digits in four characters."""
+    if math.isnan(value):
+        return "n/a"
     return f"{value:.2f}" if value >= 0.9995 else f"{value:.3f}".removeprefix("0")
 
 
-def _caption(row: dict[str, Any]) -> str:
-    by = "by group" if row["grouped"] else "by image: the set names no groups"
-    notes = [f"value and 95 % interval, bootstrapped {by}"]
+def _caption(row: Row) -> str:
+    over = "groups" if row["grouped"] else "images: the set names no groups"
+    notes = [f"95 % intervals by bootstrap over {over}"]
     if row["splits_made"]:
         notes.append(f"{' and '.join(row['splits_made'])} split made here")
     if row["skipped"]:

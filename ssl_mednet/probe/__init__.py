@@ -1,6 +1,15 @@
 """Features and labels -> scores: pure functions that know nothing of images, files or backbones."""
 
-from ssl_mednet.probe.intervals import Difference, Interval, bootstrap, paired_bootstrap
+from ssl_mednet.probe.calibration import best_threshold, fit_temperature, with_temperature
+from ssl_mednet.probe.intervals import (
+    Difference,
+    Interval,
+    Resampled,
+    bootstrap,
+    difference,
+    paired_bootstrap,
+    resample,
+)
 from ssl_mednet.probe.knn import DEFAULT_KS, NeighbourChoice, knn_scores, select_k
 from ssl_mednet.probe.linear import DEFAULT_STRENGTHS, LinearProbe, Path, fit_linear, fit_path
 from ssl_mednet.probe.metrics import METRICS, Metric, per_class_auroc, per_class_recall
@@ -15,12 +24,18 @@ __all__ = [
     "Metric",
     "NeighbourChoice",
     "Path",
+    "Resampled",
+    "best_threshold",
     "bootstrap",
+    "difference",
     "fit_linear",
     "fit_path",
+    "fit_temperature",
     "knn_scores",
     "paired_bootstrap",
     "per_class_auroc",
     "per_class_recall",
+    "resample",
     "select_k",
+    "with_temperature",
 ]

@@ -78,6 +78,72 @@ def resample_weights(rows: int, groups: ArrayLike | None = None, n: int = 1000, 
         yield np.bincount(drawn.ravel(), minlength=units * width).reshape(units, width)[unit_of_row].astype(np.float64)
 
 
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """A metric on the whole sample (``value``) and on each resample (``draws`` ``[n]``, NaN where it is not defined).
+
+    ``single`` is True where there are fewer than two units to draw, so that the draws say nothing.
+    """
+
+    value: float
+    draws: Array
+    single: bool = False
+
+    def interval(self) -> Interval:
+        """The percentile interval."""
+        defined = self.draws[~np.isnan(self.draws)]
+        if self.single or not len(defined):
+            return Interval(self.value, float("nan"), float("nan"), len(defined))
+        low, high = np.percentile(defined, LEVEL)
+        return Interval(self.value, float(low), float(high), len(defined))
+
+
+def resample(
+    metrics: Mapping[str, Metric],
+    targets: ArrayLike,
+    scores: ArrayLike,
+    groups: ArrayLike | None = None,
+    n: int = 1000,
+    seed: int = 0,
+) -> dict[str, Resampled]:
+    """Each metric on the whole sample and on ``n`` resamples of it.
+
+    Scores of D fits on other draws of labels make the metric the mean over the fits; each resample then draws D of the
+    fits too, so that the interval holds both the choice of test rows and that of labels.
+
+    Args:
+        metrics: by the name they shall have in the result.
+        targets: ``[N]`` or multi-label ``[N, L]``.
+        scores: ``[N, C]`` of one fit, or ``[D, N, C]``.
+        groups: ``[N]`` int, -1 for a row without one.
+        n: resamples.
+        seed: of the draw; equal seeds, rows, groups and D give equal resamples, so two models can be paired.
+
+    Raises:
+        DataError: the shapes or values do not fit.
+    """
+    fits = to_numpy(scores)
+    fits = fits[None] if fits.ndim == 2 else fits
+    single = bool(units_of(len(targets), groups).max(initial=0) < 1)
+    chosen = np.random.default_rng([seed, len(fits)]).integers(len(fits), size=(n, len(fits)))
+    out = {}
+    for name, metric in metrics.items():
+        prepared = [metric.prepare(targets, fit) for fit in fits]
+        whole = np.array([f(np.ones((len(targets), 1)))[0] for f in prepared])
+        blocks = [np.stack([f(w) for f in prepared]) for w in resample_weights(len(targets), groups, n, seed)]
+        draws = np.concatenate([*blocks, np.empty((len(fits), 0))], axis=1)  # [D, n]
+        mixed = draws[chosen.T, np.arange(n)] if len(fits) > 1 else draws
+        out[name] = Resampled(_mean(whole[:, None])[0], _mean(mixed), single)
+    return out
+
+
+def _mean(values: Array) -> Array:
+    """Over the first axis, of what is defined; NaN where nothing is."""
+    defined = ~np.isnan(values)
+    total = np.where(defined, values, 0.0).sum(axis=0)
+    return np.divide(total, defined.sum(axis=0), out=np.full(total.shape, np.nan), where=defined.any(axis=0))
+
+
 def bootstrap(
     metrics: Mapping[str, Metric],
     targets: ArrayLike,
@@ -86,35 +152,8 @@ def bootstrap(
     n: int = 1000,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Each metric on the whole sample, with its percentile interval over ``n`` resamples.
-
-    Args:
-        metrics: by the name they shall have in the result.
-        targets: ``[N]`` or multi-label ``[N, L]``.
-        scores: ``[N, C]``.
-        groups: ``[N]`` int, -1 for a row without one.
-        n: resamples.
-        seed: of the draw.
-
-    Raises:
-        DataError: the shapes or values do not fit.
-    """
-    prepared = {name: metric.prepare(targets, scores) for name, metric in metrics.items()}
-    draws: dict[str, list[Array]] = {name: [] for name in metrics}
-    for weights in resample_weights(len(targets), groups, n, seed):
-        for name, value in prepared.items():
-            draws[name].append(value(weights))
-    whole, single = np.ones((len(targets), 1)), units_of(len(targets), groups).max() < 1
-    return {name: _interval(float(prepared[name](whole)[0]), draws[name], bool(single)) for name in metrics}
-
-
-def _interval(value: float, draws: list[Array], single_unit: bool) -> Interval:
-    drawn = np.concatenate([*draws, np.empty(0)])
-    defined = drawn[~np.isnan(drawn)]
-    if single_unit or not len(defined):
-        return Interval(value, float("nan"), float("nan"), len(defined))
-    low, high = np.percentile(defined, LEVEL)
-    return Interval(value, float(low), float(high), len(defined))
+    """Each metric on the whole sample, with its percentile interval over ``n`` resamples; see :func:`resample`."""
+    return {k: r.interval() for k, r in resample(metrics, targets, scores, groups, n, seed).items()}
 
 
 def paired_bootstrap(
@@ -126,19 +165,22 @@ def paired_bootstrap(
     n: int = 1000,
     seed: int = 0,
 ) -> Difference:
-    """``metric`` of A less that of B on the same resamples; arguments as in :func:`bootstrap`.
+    """``metric`` of A less that of B on the same resamples; arguments as in :func:`resample`."""
+    a, b = (resample({"": metric}, targets, s, groups, n, seed)[""] for s in (scores_a, scores_b))
+    return difference(a, b, metric.higher_is_better)
+
+
+def difference(a: Resampled, b: Resampled, higher_is_better: bool = True) -> Difference:
+    """A less B, both of one metric on the same resamples.
 
     The p value is twice the smaller share of resamples on one side of zero, with one added to both counts so that it is
     never 0 (Davison and Hinkley 1997, section 4.2); it cannot be below ``2 / (n + 1)``.
     """
-    a, b = metric.prepare(targets, scores_a), metric.prepare(targets, scores_b)
-    draws = [a(weights) - b(weights) for weights in resample_weights(len(targets), groups, n, seed)]
-    whole, single = np.ones((len(targets), 1)), units_of(len(targets), groups).max() < 1
-    interval = _interval(float((a(whole) - b(whole))[0]), draws, bool(single))
-    drawn = np.concatenate([*draws, np.empty(0)])
-    one_side = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    less = Resampled(a.value - b.value, a.draws - b.draws, a.single or b.single)
+    interval = less.interval()
+    one_side = min(int((less.draws <= 0).sum()), int((less.draws >= 0).sum()))
     p = min(1.0, 2 * (one_side + 1) / (interval.resamples + 1)) if not np.isnan(interval.low) else 1.0
     verdict: Verdict = "cannot tell"
     if p < 0.05 and (interval.low > 0 or interval.high < 0):
-        verdict = "better" if (interval.low > 0) == metric.higher_is_better else "worse"
+        verdict = "better" if (interval.low > 0) == higher_is_better else "worse"
     return Difference(interval.value, interval.low, interval.high, p, verdict)

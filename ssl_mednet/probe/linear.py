@@ -71,6 +71,29 @@ class Path:
     iterations: Array
     gradient: Array
 
+    def auroc(self, features: ArrayLike, targets: ArrayLike) -> Array:
+        """``[S]``: macro AUROC of each fit on these rows; NaN where they have none (no rows, one class only).
+
+        Raises:
+            DataError: rows that do not fit those of the training.
+        """
+        y = check_targets(targets, self.weight.shape[2], "val", rows=len(features))
+        if not len(features):
+            return np.full(len(self.strengths), np.nan)
+        z = _standardised(features, self.mean, self.std)
+        logits = (z @ weight + bias for weight, bias in zip(self.weight, self.bias, strict=True))
+        return np.array([auroc(y, _probabilities(each, self.multilabel)) for each in logits])
+
+    def choose(self, values: Array, rows: int) -> tuple[int, str]:
+        """The index of the best of ``values`` ``[S]`` on so many val rows, of equals the most regularised.
+
+        Where all are NaN it is the middle one, and there is a note.
+        """
+        if np.isnan(values).all():
+            middle, why = len(self.strengths) // 2, "val has no AUROC" if rows else "no val rows"
+            return middle, f"{why}: strength {self.strengths[middle]:.2g} is fixed, not chosen"
+        return int(np.flatnonzero(values >= np.nanmax(values) - 1e-9)[0]), ""
+
     def probe(self, index: int, note: str = "") -> LinearProbe:
         """The fit at one strength."""
         if not self.converged[index]:
@@ -99,16 +122,7 @@ def fit_linear(
         DataError: as :func:`fit_path`, or val that does not fit train.
     """
     path = fit_path(train, train_targets, strengths, num_classes, multilabel)
-    targets = check_targets(val_targets, num_classes, "val", rows=len(val))
-    if len(val):
-        z = _standardised(val, path.mean, path.std)
-        logits = (z @ weight + bias for weight, bias in zip(path.weight, path.bias, strict=True))
-        values = [auroc(targets, _probabilities(each, multilabel)) for each in logits]
-        if not np.isnan(values).all():
-            return path.probe(int(np.flatnonzero(np.array(values) >= np.nanmax(values) - 1e-9)[0]))
-    why = "val has no AUROC" if len(val) else "no val rows"
-    middle = len(path.strengths) // 2
-    return path.probe(middle, f"{why}: strength {path.strengths[middle]:.2g} is fixed, not chosen")
+    return path.probe(*path.choose(path.auroc(val, val_targets), len(val)))
 
 
 def fit_path(

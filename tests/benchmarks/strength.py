@@ -24,7 +24,8 @@ import torch
 
 from ssl_mednet.data.corpus import CorpusSpec
 from ssl_mednet.data.labelled import open_labelled
-from ssl_mednet.evaluation.features import extract, load_weights
+from ssl_mednet.evaluation.features import extract
+from ssl_mednet.evaluation.weights import load_weights
 from ssl_mednet.pretraining.run import pretrain
 from ssl_mednet.probe.linear import fit_linear
 from ssl_mednet.probe.metrics import auroc

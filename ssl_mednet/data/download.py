@@ -1,0 +1,220 @@
+"""Files over the network: fetched once, resumed where they were cut off, checked before they count.
+
+On urllib: what a data set of several gigabytes needs (resume, checksum, lock) would have to be written around any HTTP
+client, and none is a dependency of ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.message import Message
+from http.client import HTTPException
+from pathlib import Path
+from time import sleep
+from typing import IO, Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+
+from filelock import FileLock, Timeout
+
+from ssl_mednet.errors import DataError
+from ssl_mednet.progress import Progress
+
+TIMEOUT = 30.0  # seconds without a connection, or without a byte
+_TRIES, _TRIES_UNREACHABLE = 5, 2  # in a row without progress
+_BACKOFF, _LONGEST_WAIT = 1.0, 60.0  # seconds; doubled with every failure
+_PASSING = frozenset({408, 416, 425, 429, 500, 502, 503, 504})  # HTTP answers after which another try makes sense
+_CHUNK = 1 << 20
+_MB = 10**6
+
+
+def fetch(
+    url: str, target: Path, *, md5: str = "", sha256: str = "", timeout: float = TIMEOUT, quiet: bool = False
+) -> Path:
+    """``target``, downloaded from ``url`` unless it is there already with the right checksum; another file is replaced.
+
+    The file appears whole and checked, or not at all. Until then it grows in ``target.part``, where the next call goes
+    on after an interruption, however it came about (HTTP Range, RFC 9110 section 14; from the start where the server
+    knows no ranges). A second process waits for the first instead of downloading the same file beside it.
+
+    Args:
+        url: http or https; so are all that it redirects to.
+        md5, sha256: the expected checksum in hexadecimal digits, exactly one of the two.
+        timeout: seconds to wait for a connection, and for each next byte.
+        quiet: no progress bar.
+
+    Raises:
+        DataError: the network or the server does not give the file, it has another checksum, or it cannot be written.
+        ValueError: not exactly one checksum.
+    """
+    checksum = {"md5": md5, "sha256": sha256}
+    try:
+        if has_checksum(target, **checksum):
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target, quiet):
+            if not has_checksum(target, **checksum):  # another process may have fetched it meanwhile
+                _download(url, target, checksum, timeout, quiet)
+    except OSError as error:
+        raise DataError(f"{target}: cannot be read or written: {error.strerror or error}") from error
+    return target
+
+
+def has_checksum(path: Path, *, md5: str = "", sha256: str = "") -> bool:
+    """Whether ``path`` is a file with this checksum; exactly one of the two is given."""
+    if bool(md5) == bool(sha256):
+        raise ValueError("give md5 or sha256, exactly one of them")
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        # MD5 is what archives publish; it guards against accidents, so a system that forbids it for security may not.
+        digest = hashlib.file_digest(file, lambda: hashlib.new("md5" if md5 else "sha256", usedforsecurity=False))
+    return digest.hexdigest() == (md5 or sha256).lower()
+
+
+@contextmanager
+def _locked(target: Path, quiet: bool) -> Iterator[None]:
+    """One process at a time; the system frees the lock when its holder dies."""
+    lock = FileLock(f"{target}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not quiet:
+            print(f"waiting for another process that downloads {target.name}", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Failed(Exception):
+    """One try that did not work, how many of its kind are worth it, and how long the server asks to wait."""
+
+    def __init__(self, reason: str, tries: int = _TRIES, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.tries, self.wait = tries, wait
+
+
+def _download(url: str, target: Path, checksum: dict[str, str], timeout: float, quiet: bool) -> None:
+    part = target.with_name(target.name + ".part")
+    by_hand = f"or download it by hand and save it as {target}"
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise DataError(f"{url}: is no http or https address")
+    if not has_checksum(part, **checksum):  # it has where a run was killed just before the last step
+        try:
+            _try_repeatedly(url, part, timeout, quiet)
+        except _Failed as error:
+            raise DataError(f"{url}: {error}", f"run it again later, {by_hand}") from error
+        if not has_checksum(part, **checksum):
+            part.unlink()
+            kind = "MD5" if checksum["md5"] else "SHA-256"
+            message = f"{url}: the downloaded file has the wrong {kind} and was deleted: it is damaged or another one"
+            raise DataError(message, f"run it again, {by_hand}")
+    part.replace(target)
+
+
+def _try_repeatedly(url: str, part: Path, timeout: float, quiet: bool) -> None:
+    longest, failures = _size(part), 0
+    while True:
+        try:
+            _try(url, part, timeout, quiet)
+            return
+        except _Failed as error:
+            # Against the longest so far: a server without ranges, cut off again and again, makes no progress.
+            failures = 1 if _size(part) >= longest + _CHUNK else failures + 1
+            longest = max(longest, _size(part))
+            if failures >= error.tries:
+                raise
+            sleep(min(max(error.wait, _BACKOFF * 2 ** (failures - 1)), _LONGEST_WAIT))
+
+
+def _try(url: str, part: Path, timeout: float, quiet: bool) -> None:
+    """Append to ``part`` what is missing of it, and force it to the disk."""
+    with _open(url, part, timeout) as response:
+        start = _start(response, part)
+        total = None if response.length is None else start + response.length
+        if total is not None:
+            _check_room(part.parent, total - start)
+        bar = Progress(f"downloading {part.stem}", None if total is None else total // _MB, "MB", quiet)
+        with part.open("ab" if start else "wb") as file, bar as progress:
+            progress.start_from(start // _MB)
+            for chunk in _chunks(response):
+                file.write(chunk)
+                if more := file.tell() // _MB - progress.done:
+                    progress.advance(more)
+            file.flush()
+            os.fsync(file.fileno())
+            if total is not None and file.tell() != total:
+                raise _Failed(f"the connection was cut after {file.tell():,} of {total:,} bytes")
+
+
+def _open(url: str, part: Path, timeout: float) -> Any:
+    """The server's answer, asked for what ``part`` does not have yet."""
+    have = _size(part)
+    headers = {"User-Agent": "ssl_mednet"} | ({"Range": f"bytes={have}-"} if have else {})
+    opener = urllib.request.build_opener(_WebOnly)
+    try:
+        return opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
+    except HTTPError as error:
+        error.close()
+        if error.code == 416:  # there is nothing from that byte on: what is on disk is part of another file
+            part.unlink(missing_ok=True)
+        tries = _TRIES if error.code in _PASSING else 1
+        wait = error.headers.get("Retry-After", "")  # seconds; a date is not worth the trouble
+        reason = f"the server answers {error.code} {error.reason}"
+        raise _Failed(reason, tries, float(wait) if wait.isdigit() else 0.0) from error
+    except URLError as error:
+        raise _Failed(f"the network cannot be reached: {_said(error.reason)}", _TRIES_UNREACHABLE) from error
+    except (OSError, HTTPException) as error:
+        raise _Failed(f"the server does not answer: {_said(error)}") from error
+
+
+class _WebOnly(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> urllib.request.Request | None:
+        if urlsplit(newurl).scheme not in ("http", "https"):
+            raise DataError(f"{req.full_url}: redirects to {newurl}, which is no http or https address")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
+
+
+def _start(response: Any, part: Path) -> int:
+    """The byte at which the answer begins: the first one that is missing, or 0 from a server without ranges."""
+    if response.status != 206:
+        return 0
+    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    if match is None or int(match[1]) != _size(part):
+        part.unlink(missing_ok=True)
+        raise _Failed("the server sends another part of the file than it was asked for")
+    return int(match[1])
+
+
+def _check_room(folder: Path, missing: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise DataError(f"{folder}: {missing / _MB:,.0f} MB are to be downloaded, {free / _MB:,.0f} MB are free")
+
+
+def _chunks(response: Any) -> Iterator[bytes]:
+    """Whatever has arrived, as it arrives, so that nothing is lost when the connection is."""
+    try:
+        while chunk := response.read1(_CHUNK):
+            yield chunk
+    except (OSError, HTTPException) as error:
+        raise _Failed(f"the connection was lost: {_said(error)}") from error
+
+
+def _said(error: object) -> str:
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

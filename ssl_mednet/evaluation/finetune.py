@@ -1,0 +1,296 @@
+"""Fine-tuning: backbone and linear head trained together on labelled rows; the best epoch is chosen on val."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ssl_mednet.augment.policy import BY_MODALITY
+from ssl_mednet.augment.views import ViewMaker, resize
+from ssl_mednet.backbones.optim import cosine_with_warmup, create_optimizer
+from ssl_mednet.data.labelled import LabelledSet
+from ssl_mednet.draws import Draws, stable_hash
+from ssl_mednet.errors import ArtifactError, DataError
+from ssl_mednet.evaluation.classifier import build_classifier, build_loss, class_weights, probabilities
+from ssl_mednet.methods import View
+from ssl_mednet.probe.linear import LinearProbe
+from ssl_mednet.probe.metrics import auroc
+from ssl_mednet.progress import Progress
+from ssl_mednet.recipe import Recipe, Section, Share
+
+if TYPE_CHECKING:
+    from ssl_mednet.evaluation.weights import Weights
+
+_SCORED = 256  # images scored at once
+_DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class FinetuneSection(Section):
+    """How a backbone is fine-tuned."""
+
+    epochs: int = Field(10, ge=1, le=1000, description="times that val is looked at; each is a pass over the rows")
+    min_steps: int = Field(200, ge=0, description="few rows are passed over several times an epoch to reach these")
+    max_steps: int | None = Field(None, ge=1, description="most updates of a run, for small machines")
+    optimizer: str = Field("adamw", description="any optimizer of timm")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate, of the head")
+    layer_decay: float = Field(0.75, gt=0, le=1, description="factor on the rate from a layer to the one below")
+    weight_decay: float = Field(0.05, ge=0, description="not on norms, biases, tokens and positions")
+    batch_size: int = Field(64, ge=2, description="images per update")
+    warmup: Share = Field(0.1, description="share of the steps in which the rate rises")
+    clip: float = Field(3.0, ge=0, description="largest norm of the gradient; 0: no clipping")
+    strength: float = Field(0.5, ge=0, le=2, description="of each modality's augmentation policy; 0: crop only")
+    min_crop: float = Field(0.6, gt=0, le=1, description="smallest share of the image a crop keeps")
+    class_weights: bool = Field(False, description="rare classes count more: inverse frequency")
+    precision: Literal["auto", "float32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where it is fast")
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What a run came to.
+
+    Args:
+        classifier: of the best epoch, in evaluation mode: normalised images ``[B, C, S, S]`` to logits ``[B, K]``.
+        scores: probabilities ``[N, K]`` float64 of the rows of ``"val"`` and ``"test"``, by that classifier.
+        best_epoch: from 1; the first of those with the highest macro AUROC on val.
+        history: of each epoch: epoch, loss, val_loss, val_auroc, lr (of the head at its last update).
+        note: what a report must say about the choice; empty where there is nothing.
+    """
+
+    classifier: nn.Module
+    scores: dict[str, np.ndarray]
+    best_epoch: int
+    history: list[dict[str, float]]
+    note: str = ""
+
+
+def finetune(
+    weights: Weights,
+    task: LabelledSet,
+    rows: dict[str, np.ndarray],
+    options: FinetuneSection,
+    *,
+    seed: int,
+    device: torch.device,
+    quiet: bool,
+    head: LinearProbe | None = None,
+) -> Finetuned:
+    """Train a copy of a backbone, all of it, to tell the classes of a task.
+
+    Args:
+        rows: positions in the corpus of ``"train"`` (a part of the split is fine), ``"val"`` and ``"test"``.
+        seed: of order, augmentation and dropout; on a CPU the same seed gives the same scores to the bit.
+        head: a probe fitted on the frozen features of these rows. The head starts as this probe, which distorts the
+            features less than a head that knows nothing (Kumar et al. 2022, arXiv 2202.10054); without it at zero.
+
+    Raises:
+        ArtifactError: weights without parameters, or a loss that is not finite.
+        DataError: fewer than two training rows, or a split without rows.
+        RecipeError: timm does not know the optimizer.
+    """
+    if not any(True for _ in weights.model.parameters()):
+        raise ArtifactError(f"{weights.name}: has no parameters, there is nothing to fine-tune")
+    if len(rows["train"]) < 2 or not len(rows["val"]) or not len(rows["test"]):
+        counts = ", ".join(f"{len(r)} {split}" for split, r in rows.items())
+        raise DataError(f"{task.name}: {counts} rows", "fine-tuning needs two of train, and one of val and of test")
+    with torch.random.fork_rng():
+        torch.manual_seed(stable_hash(seed, "finetune"))
+        return _Run(weights, task, rows, options, seed, device, head).result(quiet)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which rows come at which step: one permutation a pass, one or several passes an epoch.
+
+    Args:
+        rows: positions in the corpus to draw from, two or more.
+        batch_size: the last batch of a pass may be smaller; where it would be one row, on which batch normalisation
+            fails, it joins the one before.
+        passes: of an epoch.
+        steps: of the whole run; the last epoch may be cut short.
+        seed: of the order.
+    """
+
+    rows: np.ndarray
+    batch_size: int
+    passes: int
+    steps: int
+    seed: int
+
+    @classmethod
+    def of(cls, rows: np.ndarray, options: FinetuneSection, seed: int) -> Schedule:
+        """The schedule that the options amount to for these rows."""
+        once = len(_batches(rows, options.batch_size))
+        passes = max(1, math.ceil(options.min_steps / (options.epochs * once)))
+        steps = options.epochs * passes * once
+        return cls(rows, options.batch_size, passes, min(steps, options.max_steps or steps), seed)
+
+    @property
+    def epochs(self) -> int:
+        return math.ceil(self.steps / self._per_epoch)
+
+    @property
+    def _per_epoch(self) -> int:
+        return self.passes * len(_batches(self.rows, self.batch_size))
+
+    def epoch(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
+        """The steps of an epoch (from 1): number of each step (from 0) and its rows, ``[B]``."""
+        step = (number - 1) * self._per_epoch
+        for turn in range((number - 1) * self.passes, number * self.passes):
+            order = np.random.default_rng(stable_hash(self.seed, turn, "finetune order")).permutation(self.rows)
+            for batch in _batches(order, self.batch_size):
+                if step == self.steps:
+                    return
+                yield step, batch
+                step += 1
+
+
+def _batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    cuts = [c for c in range(size, len(rows), size) if c != len(rows) - 1]
+    return np.split(rows, cuts)
+
+
+class _Run:
+    """One run of :func:`finetune`, from the first step to the scores."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        task: LabelledSet,
+        rows: dict[str, np.ndarray],
+        options: FinetuneSection,
+        seed: int,
+        device: torch.device,
+        head: LinearProbe | None,
+    ) -> None:
+        self.name, self.preprocessing = Path(weights.name).name or weights.name, weights.preprocessing
+        self.task, self.rows, self.options, self.seed, self.device = task, rows, options, seed, device
+        self.schedule = Schedule.of(rows["train"], options, seed)
+        self.classifier = build_classifier(weights.model, self._whole(rows["train"][:1]), len(task.classes), head)
+        pre, view = weights.preprocessing, View(scale=(options.min_crop, 1.0))
+        self.views = ViewMaker([view], BY_MODALITY, options.strength, pre.image_size, pre.mean, pre.std).to(device)
+        known = class_weights(task.labels[rows["train"]], len(task.classes)) if options.class_weights else None
+        self.loss = build_loss(known, task.multilabel)
+        self.optimizer = create_optimizer(
+            self.classifier,
+            options.optimizer,
+            options.lr,
+            options.weight_decay,
+            layer_decay=options.layer_decay,
+            key="finetune.optimizer",
+        )
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.dtype = _dtype(options.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+    def result(self, quiet: bool) -> Finetuned:
+        """Train, keep the best epoch, and let it score the test rows: once."""
+        history: list[dict[str, float]] = []
+        best = _Best()
+        with Progress(f"fine-tuning {self.name}", self.schedule.steps, "img", quiet) as progress:
+            for epoch in range(1, self.schedule.epochs + 1):
+                loss, factor = self._train(epoch, progress)
+                logits = self._logits(self.rows["val"])
+                scores, val_loss, value = self._judged(logits)
+                best.offer(epoch, value, val_loss, scores, self.classifier)
+                line = {"loss": loss, "val_loss": val_loss, "val_auroc": value, "lr": self.options.lr * factor}
+                history.append({"epoch": epoch, **line})
+        self.classifier.load_state_dict(best.state)
+        test = probabilities(self._logits(self.rows["test"]), self.task.multilabel)
+        return Finetuned(self.classifier.eval(), {"val": best.scores, "test": test}, best.epoch, history, best.note)
+
+    def _train(self, epoch: int, progress: Progress) -> tuple[float, float]:
+        """One epoch; its mean loss, and the factor on the rates at its end."""
+        self.classifier.train()
+        total, images, factor = 0.0, 0, 0.0
+        warmup = round(self.options.warmup * self.schedule.steps)
+        for step, rows in self.schedule.epoch(epoch):
+            factor = cosine_with_warmup(step, self.schedule.steps, warmup)
+            for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+                group["lr"] = peak * factor
+            loss = self._step(step, rows)
+            total, images = total + loss * len(rows), images + len(rows)
+            progress.advance(1, f"epoch {epoch}, loss {loss:.3f}", self.options.batch_size)
+        return total / images, factor
+
+    def _step(self, step: int, rows: np.ndarray) -> float:
+        """One update; the loss before it."""
+        batch = self.task.corpus.batch(rows).to(self.device)
+        (images,) = self.views(batch, Draws(self.seed, step, batch.rows, device=self.device))
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.classifier(images)
+        loss = self.loss(logits, self._targets(rows))
+        value = loss.item()
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss is {value} at step {step + 1} of {self.schedule.steps}")
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.classifier.parameters(), self.options.clip or math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return value
+
+    def _judged(self, logits: Tensor) -> tuple[np.ndarray, float, float]:
+        """Probabilities of the val rows, their mean loss without class weights, and their macro AUROC."""
+        rows, multilabel = self.rows["val"], self.task.multilabel
+        scores = probabilities(logits, multilabel)
+        loss = build_loss(None, multilabel)(logits, self._targets(rows)).item()
+        return scores, loss, auroc(self.task.labels[rows], scores)
+
+    @torch.inference_mode()
+    def _logits(self, rows: np.ndarray) -> Tensor:
+        """``[N, K]`` of whole images, as a frozen backbone sees them, in full precision."""
+        self.classifier.eval()
+        parts = [self.classifier(self._whole(r)) for r in np.split(rows, range(_SCORED, len(rows), _SCORED))]
+        logits = torch.cat(parts).float()
+        if not torch.isfinite(logits).all():
+            raise self._diverged("the scores are not finite")
+        return logits
+
+    def _whole(self, rows: np.ndarray) -> Tensor:
+        batch = self.task.corpus.batch(rows).to(self.device)
+        return self.preprocessing.normalise(resize(batch, self.preprocessing.image_size))
+
+    def _targets(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.task.labels[rows]).long().to(self.device)
+
+    def _diverged(self, what: str) -> ArtifactError:
+        hint = f"finetune.lr={self.options.lr / 10:g} may be stable, finetune.precision=float32 too"
+        return ArtifactError(f"{self.name} on {self.task.name}: fine-tuning diverged, {what}", hint)
+
+
+@dataclass
+class _Best:
+    """The best epoch so far, by macro AUROC on val; by the loss on val where there is no AUROC."""
+
+    epoch: int = 0
+    value: float = -math.inf
+    scores: np.ndarray = field(default_factory=lambda: np.empty(0))
+    state: dict[str, Tensor] = field(default_factory=dict)
+    note: str = ""
+
+    def offer(self, epoch: int, value: float, loss: float, scores: np.ndarray, classifier: nn.Module) -> None:
+        """Take this epoch if it is better; of equals the first stays."""
+        if math.isnan(value):
+            self.note = "val has no AUROC: the epoch with the lowest loss on val is taken"
+            value = -loss
+        if value > self.value:
+            self.epoch, self.value, self.scores = epoch, value, scores
+            # Copies: the tensors of the state go on changing, and the last epoch would pass for the best.
+            self.state = {k: v.detach().cpu().clone() for k, v in classifier.state_dict().items()}
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What pretraining would compute in."""
+    from ssl_mednet.pretraining.run import resolve_precision  # brings Lightning along
+
+    train = {"precision": precision, "device": device.type}
+    return _DTYPES[resolve_precision(Recipe.model_validate({"train": train}))]

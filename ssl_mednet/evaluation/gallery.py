@@ -1,0 +1,109 @@
+"""What a report shows of a set besides figures: thumbnails, a map of the features, neighbours of some images."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import faiss
+import numpy as np
+from sklearn.decomposition import PCA
+
+from ssl_mednet.augment.views import resize
+from ssl_mednet.data.labelled import LabelledSet
+from ssl_mednet.draws import stable_hash
+from ssl_mednet.evaluation.protocols import Bench
+from ssl_mednet.evaluation.results import Row
+
+FOLDER = "gallery"
+SIDE = 56  # of a thumbnail, pixels
+QUERIES, NEIGHBOURS = 8, 6
+MISTAKES = 24  # of each row of results, the most confident first
+_BATCH = 256
+
+
+def map_features(bench: Bench, folder: Path) -> tuple[Path, np.ndarray]:
+    """Write the map and the neighbours of one backbone; also return the ids of the images that they show.
+
+    The map is the plane of the two largest principal components of the test features: linear, so that distances on it
+    are at most those of the features.
+    """
+    task, test = bench.task, bench.task.splits["test"]
+    features = bench.features("test").astype(np.float64)
+    sample = _sample(task, bench.suite.gallery)
+    with np.errstate(invalid="ignore"):  # a constant backbone has no variance to explain
+        pca = PCA(min(2, *features.shape), svd_solver="full").fit(features)
+    plane = np.zeros((len(sample), 2), np.float32)
+    plane[:, : pca.n_components_] = pca.transform(features[sample])
+    explained = np.zeros(2)
+    explained[: pca.n_components_] = np.nan_to_num(pca.explained_variance_ratio_)
+
+    queries = sample[_spread_over_classes(task.labels[test[sample]], QUERIES)]
+    index = faiss.IndexFlatIP(features.shape[1])
+    index.add(_unit(bench.features("train")))
+    similarity, neighbours = index.search(_unit(bench.features("test")[queries]), min(NEIGHBOURS, index.ntotal))
+    neighbours = task.splits["train"][neighbours]
+    path = folder / FOLDER / f"{slug(task.name)}--{slug(bench.weights.name)}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+        path,
+        sample=test[sample],
+        xy=plane,
+        explained=explained,
+        queries=test[queries],
+        neighbours=neighbours,
+        similarity=similarity,
+        query_labels=_numbers(task, test[queries]),
+        neighbour_labels=_numbers(task, neighbours),
+    )
+    return path, np.unique(np.concatenate([test[sample], neighbours.ravel()]))
+
+
+def write_thumbnails(task: LabelledSet, folder: Path, ids: np.ndarray) -> None:
+    """``rows`` and ``thumbnails`` ``[M, 56, 56, C]`` uint8 of these images, once for all backbones."""
+    pictures = []
+    for start in range(0, len(ids), _BATCH):
+        small = resize(task.corpus.batch(ids[start : start + _BATCH]), SIDE)
+        pictures.append((small * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    np.savez_compressed(folder / FOLDER / f"{slug(task.name)}.npz", rows=ids, thumbnails=np.concatenate(pictures))
+
+
+def worst_mistakes(row: Row, folder: Path) -> np.ndarray:
+    """Ids of the test images that a row of results is most wrongly sure of, the worst first."""
+    with np.load(folder / row["predictions"], allow_pickle=False) as arrays:
+        scores, targets, rows = arrays["scores"], arrays["targets"], arrays["rows"]
+    if scores.ndim == 3 or targets.ndim == 2:
+        return rows[:0]
+    wrong = np.flatnonzero(scores.argmax(axis=1) != targets)
+    return np.asarray(rows[wrong[np.argsort(-scores[wrong].max(axis=1), kind="stable")]][:MISTAKES])
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's name: ``runs/gray`` is ``runs-gray``."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-")
+
+
+def _sample(task: LabelledSet, count: int) -> np.ndarray:
+    """Positions among the test rows: of each class as many as of the others, as far as there are."""
+    return np.sort(_spread_over_classes(task.labels[task.splits["test"]], count))
+
+
+def _spread_over_classes(labels: np.ndarray, count: int) -> np.ndarray:
+    """At most ``count`` positions, going round the classes; multi-label rows are drawn at large."""
+    order = np.random.default_rng(stable_hash(len(labels), "gallery")).permutation(len(labels))
+    if labels.ndim == 2:
+        return order[:count]
+    turn = np.empty(len(labels), np.int64)
+    for number in np.unique(labels):
+        members = order[labels[order] == number]
+        turn[members] = np.arange(len(members))
+    return order[np.argsort(turn[order], kind="stable")][:count]
+
+
+def _numbers(task: LabelledSet, ids: np.ndarray) -> np.ndarray:
+    """Class numbers; -1 where an image may have several findings."""
+    return np.full(ids.shape, -1) if task.multilabel else task.labels[ids]
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12), np.float32)

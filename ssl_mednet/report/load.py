@@ -1,0 +1,256 @@
+"""Folders -> what the report is made from. What is missing becomes a note in the report; what is broken is an error."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_mednet.errors import UserError
+from ssl_mednet.recipe import parse
+from ssl_mednet.report.pretraining import RECIPE, PretrainingRun, read_run
+from ssl_mednet.report.rows import Comparison, Row, Session
+
+RESULTS, COMPARISONS, SESSION, GALLERY = "results.json", "comparisons.json", "run.json", "gallery"
+Array = np.ndarray
+
+
+class Missing(Exception):
+    """Something that the report can do without; the message is for the reader of the report."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of the test images of one row.
+
+    Args:
+        scores: ``[N, C]`` probabilities.
+        targets: ``[N]`` class numbers, or ``[N, L]`` of 0 and 1.
+        rows: ``[N]`` ids of the images.
+    """
+
+    scores: Array
+    targets: Array
+    rows: Array
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """Pictures ``[M, S, S, C]`` uint8 of the images with ids ``rows`` ``[M]``."""
+
+    rows: Array
+    pictures: Array
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """How one set of weights sees the test images.
+
+    Args:
+        sample, xy: ids ``[n]`` and their place ``[n, 2]`` on the two main axes of the features.
+        explained: ``[2]`` share of the variance along each axis.
+        queries, neighbours, similarity: test ids ``[q]``, their nearest training ids and cosines ``[q, k]``.
+        query_labels, neighbour_labels: class numbers ``[q]``, ``[q, k]``, -1 where there are none.
+    """
+
+    sample: Array
+    xy: Array
+    explained: Array
+    queries: Array
+    neighbours: Array
+    similarity: Array
+    query_labels: Array
+    neighbour_labels: Array
+
+
+@dataclass
+class Study:
+    """All that the report shows.
+
+    Args:
+        differences: comparisons by (key of row a, key of row b, metric).
+        notes: what is missing or odd, for the reader.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    differences: dict[tuple[str, str, str], Comparison] = field(default_factory=dict)
+    sessions: list[Session] = field(default_factory=list)
+    runs: list[PretrainingRun] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def difference(self, a: Row, b: Row, metric: str) -> Comparison | None:
+        """``a`` less ``b``, whichever way round it was written."""
+        found = self.differences.get((a.key, b.key, metric))
+        if found is None and (other := self.differences.get((b.key, a.key, metric))):
+            found = other.turned()
+        return found
+
+
+def load_study(folders: Iterable[str | Path]) -> Study:
+    """Results folders and pretraining run folders, in the order given; a run's own ``results/`` come with it.
+
+    Raises:
+        UserError: a folder that is neither, or a file in it that is not what it should be.
+    """
+    study = Study()
+    for folder in dict.fromkeys(Path(f).expanduser() for f in folders):
+        parts = [p for p in (folder, folder / "results") if (p / RESULTS).is_file()]
+        is_run = (folder / RECIPE).is_file()
+        if not is_run and folder / RESULTS not in [p / RESULTS for p in parts]:
+            raise _not_ours(folder)
+        if is_run:
+            study.runs.append(read_run(folder))
+        for part in parts:
+            _add_results(study, part)
+    if not study.rows and not study.runs:
+        raise UserError("nothing to report: no folder was named, or all results are empty", "ssl-mednet report RESULTS")
+    study.notes += [f"{run.name}: {note}" for run in study.runs for note in run.notes]
+    return study
+
+
+def _not_ours(folder: Path) -> UserError:
+    if not folder.is_dir():
+        return UserError(f"{folder}: no such folder", "give results folders or pretraining run folders")
+    below = sorted({p.parent for name in (RESULTS, RECIPE) for p in folder.glob(f"*/{name}")})
+    hint = f"did you mean {', '.join(map(str, below[:5]))}?" if below else "`ssl-mednet evaluate --out` writes one"
+    return UserError(f"{folder}: has neither {RESULTS} nor {RECIPE}", hint)
+
+
+def _add_results(study: Study, folder: Path) -> None:
+    rows = [
+        parse(Row, _record(raw, folder / RESULTS) | {"folder": folder}, f"{folder / RESULTS}: row {i}")
+        for i, raw in enumerate(_list(folder / RESULTS), 1)
+    ]
+    if not rows:
+        study.notes.append(f"{folder / RESULTS} is empty")
+    _merge(study, folder, rows)
+    _add_comparisons(study, folder, rows)
+    if (folder / SESSION).is_file():
+        content = _record(_json(folder / SESSION), folder / SESSION) | {"folder": folder}
+        study.sessions.append(parse(Session, content, str(folder / SESSION)))
+    else:
+        study.notes.append(f"{folder / SESSION} is missing: how and when these results were made is not known")
+
+
+def _merge(study: Study, folder: Path, rows: list[Row]) -> None:
+    """Rows that are new; weights that share their name with others measured in the same way get the folder beside it."""
+    known = {row.key: row for row in study.rows}
+    taken = {(row.test_set, row.setting, row.label) for row in study.rows}
+    new = [row for row in rows if row.key not in known]
+    twice = {row.weights for row in new if (row.test_set, row.setting, row.weights) in taken}
+    study.rows += [r.model_copy(update={"label": f"{r.weights} [{folder}]"}) if r.weights in twice else r for r in new]
+    for row in rows:
+        if row.key in known and row.model_dump_json(include={"metrics"}) != known[row.key].model_dump_json(
+            include={"metrics"}
+        ):
+            where = f"{row.weights} on {row.task} ({row.protocol})"
+            kept = known[row.key].folder
+            study.notes.append(f"{where} is also in {folder} with other figures; those of {kept} are shown")
+
+
+def _add_comparisons(study: Study, folder: Path, rows: list[Row]) -> None:
+    path = folder / COMPARISONS
+    if not path.is_file():
+        if len({row.weights for row in rows}) > 1:
+            study.notes.append(f"{path} is missing: no verdicts on which weights are better")
+        return
+    key = {(row.task, *row.setting, row.weights): row.key for row in rows}
+    for i, raw in enumerate(_list(path), 1):
+        one = parse(Comparison, _record(raw, path), f"{path}: entry {i}")
+        setting = (one.task, one.protocol, one.labels, one.shots, one.seed)
+        a, b = key.get((*setting, one.a)), key.get((*setting, one.b))
+        if a and b:
+            study.differences.setdefault((a, b, one.metric), one)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}", "evaluate again, or leave the folder out") from error
+
+
+def _list(path: Path) -> list[Any]:
+    content = _json(path)
+    if not isinstance(content, list):
+        raise UserError(f"{path}: must hold a list, not {type(content).__name__}", "evaluate again")
+    return content
+
+
+def _record(content: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: an entry must hold keys and values, not {type(content).__name__}", "evaluate again")
+    return content
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def load_predictions(row: Row) -> Predictions:
+    """The predictions behind a row.
+
+    Raises:
+        Missing: none were written, the file is not there or does not fit the row.
+    """
+    if not row.predictions:
+        raise Missing("its predictions were not kept")
+    found = _arrays(row.folder / row.predictions, ("scores", "targets", "rows"))
+    scores, targets = found["scores"].astype(np.float64), found["targets"].astype(np.int64)
+    wanted = {(row.n,), (row.n, len(row.classes))} if row.kind == "multi-label" else {(row.n,)}
+    if scores.shape != (row.n, len(row.classes)) or targets.shape not in wanted or found["rows"].shape != (row.n,):
+        raise Missing(f"{row.predictions} holds other images or classes than its row says")
+    return Predictions(scores, targets, found["rows"].astype(np.int64))
+
+
+def load_thumbnails(folder: Path, task: str) -> Thumbnails:
+    """The pictures of a task's images.
+
+    Raises:
+        Missing: there are none, or the file is broken.
+    """
+    for path in sorted((folder / GALLERY).glob("*.npz")):
+        if "--" not in path.stem and _plain(path.stem) == _plain(task):
+            found = _arrays(path, ("rows", "thumbnails"))
+            rows, pictures = found["rows"].astype(np.int64), found["thumbnails"]
+            if pictures.ndim != 4 or pictures.dtype != np.uint8 or len(rows) != len(pictures) or not len(rows):
+                raise Missing(f"{path.name} holds no pictures [M, S, S, C]")
+            return Thumbnails(rows, pictures)
+    raise Missing("no pictures were kept")
+
+
+def load_embedding(folder: Path, task: str, weights: str) -> Embedding:
+    """How ``weights`` see the test images of a task.
+
+    Raises:
+        Missing: it was not written, or the file is broken.
+    """
+    for path in sorted((folder / GALLERY).glob("*--*.npz")):
+        of_task, _, slug = path.stem.partition("--")
+        if _plain(of_task) == _plain(task) and _plain(slug) == _plain(weights):
+            found = _arrays(path, tuple(Embedding.__dataclass_fields__))
+            one = Embedding(**found)
+            if one.xy.shape != (len(one.sample), 2) or one.neighbours.shape != one.similarity.shape:
+                raise Missing(f"{path.name} does not fit together")
+            return one
+    raise Missing("no map of the features was kept")
+
+
+def _plain(name: str) -> str:
+    """What file names keep of a name on every system."""
+    return re.sub(r"[^a-z0-9]+", "", name.lower())
+
+
+def _arrays(path: Path, names: tuple[str, ...]) -> Mapping[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except FileNotFoundError as error:
+        raise Missing(f"{path.parent.name}/{path.name} is missing") from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise Missing(f"{path.parent.name}/{path.name} cannot be read ({type(error).__name__})") from error

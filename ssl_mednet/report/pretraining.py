@@ -1,0 +1,104 @@
+"""A pretraining run folder -> recipe, curves, pictures and model card, as the report shows them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ssl_mednet.errors import UserError
+from ssl_mednet.recipe import read_yaml
+from ssl_mednet.report.rows import without_home
+
+RECIPE, ENVIRONMENT, CURVES = "recipe.yaml", "environment.json", "metrics.csv"
+
+
+@dataclass
+class PretrainingRun:
+    """What a run wrote about itself.
+
+    Args:
+        recipe: as text, without anybody's home folder.
+        curves: column of ``metrics.csv`` -> (steps, values).
+        pictures: name -> PNG.
+        card: the rows of the model card's table.
+        sha256: of the weights; empty where there are none yet.
+        notes: what is missing.
+    """
+
+    name: str
+    recipe: str
+    environment: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    card: list[tuple[str, str]] = field(default_factory=list)
+    sha256: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def read_run(folder: Path) -> PretrainingRun:
+    """The run in ``folder``; only its recipe must be there.
+
+    Raises:
+        UserError: the recipe is not YAML, or another file is broken.
+    """
+    content = read_yaml(folder / RECIPE, "recipes")[1]
+    run = PretrainingRun(str(content.get("name") or folder.name), _text(folder / RECIPE))
+    if (folder / ENVIRONMENT).is_file():
+        run.environment = _json(folder / ENVIRONMENT)
+    else:
+        run.notes.append(f"{ENVIRONMENT} is missing")
+    if (folder / CURVES).is_file():
+        run.curves = _curves(folder / CURVES)
+    else:
+        run.notes.append(f"{CURVES} is missing: no training curves")
+    run.pictures = {p.stem: p.read_bytes() for p in sorted((folder / "pictures").glob("*.png"))}
+    artifact = folder / "backbone"
+    if (artifact / "config.json").is_file():
+        run.sha256 = str(_json(artifact / "config.json").get("ssl_mednet", {}).get("sha256", ""))
+        run.card = _card(artifact / "README.md") if (artifact / "README.md").is_file() else []
+    else:
+        run.notes.append("it has no backbone yet: the pretraining is not finished")
+    return run
+
+
+def _text(path: Path) -> str:
+    try:
+        return without_home(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_text(path))
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read: {error}", "leave the folder out") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold keys and values, not {type(content).__name__}")
+    return content
+
+
+def _curves(path: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """Every column against ``step``; empty cells are left out."""
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    try:
+        for row in csv.DictReader(_text(path).splitlines()):
+            step = float(row.pop("step"))
+            for name, cell in row.items():
+                if cell:
+                    steps, values = curves.setdefault(name, ([], []))
+                    steps.append(step)
+                    values.append(float(cell))
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: is no table of curves: {error}", "leave the folder out") from error
+    return curves
+
+
+def _card(path: Path) -> list[tuple[str, str]]:
+    """The first Markdown table of two columns."""
+    cells = [line.strip().strip("|").split("|") for line in _text(path).splitlines() if line.startswith("|")]
+    pairs = [(a.strip(), b.strip().strip("`")) for a, b in (c for c in cells if len(c) == 2)]
+    return [(a, b) for a, b in pairs if a and set(a) - set("- :")]

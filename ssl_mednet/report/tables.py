@@ -1,0 +1,199 @@
+"""Rows -> Markdown, CSV and LaTeX. All three say the same: every row with its intervals, and how they were made."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ssl_mednet.report import words
+from ssl_mednet.report.references import Beside
+from ssl_mednet.report.rows import Comparison, Estimate, source_name
+from ssl_mednet.report.tasks import ALL_METRICS, NOT_SEEDS, ROBUST_METRICS, Cell, Task
+
+P_NOTE = "p values are of a paired bootstrap and not corrected for the number of comparisons."
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells of one task: a head, lines of the same length, and what must be said beside them."""
+
+    title: str
+    caption: str
+    head: list[str]
+    lines: list[list[str]]
+
+
+def all_cells(task: Task) -> Iterator[Cell]:
+    """Every row of a task: protocols in the report's order, labels from few to all, then weights."""
+    found = {r.protocol for r in task.rows}
+    for protocol in sorted(found, key=lambda p: (words.protocol_rank(p), p)):
+        for labels, shots in task.settings(protocol):
+            for cell in task.cells(protocol, labels, shots):
+                yield cell
+                yield from (Cell(cell.series, row) for row in cell.other_seeds)
+
+
+def table_of(task: Task, robust: bool = False) -> Table | None:
+    """The rows of a task that have an AUROC, or those of its robustness; None where there are none."""
+    wanted = ROBUST_METRICS if robust else ALL_METRICS
+    cells = [c for c in all_cells(task) if ("balanced_error" in c.row.metrics) is robust]
+    metrics = [m for m in wanted if any(m in c.row.metrics for c in cells)]
+    if not cells:
+        return None
+    several_seeds = len({c.row.seed for c in cells}) > 1
+    head = ["weights", "protocol", "labels", *(["seed"] if several_seeds else [])]
+    head += [words.metric_name(m) for m in metrics] + [f"than {task.series[task.first].name}"]
+    lines = []
+    for cell in cells:
+        row = cell.row
+        seed = [str(row.seed)] if several_seeds else []
+        used = words.labels_used(row.labels, row.shots)
+        figures = [interval(row.metric(m)) if m in row.metrics else "" for m in metrics]
+        line = [cell.series.name, words.protocol_name(row.protocol), used, *seed, *figures]
+        lines.append([*line, verdict(cell.against_first)])
+    title = f"{task.name}: robustness to corrupted images" if robust else task.name
+    return Table(title, task.caption, head, lines)
+
+
+def interval(estimate: Estimate) -> str:
+    """``"0.912 [0.897, 0.926]"``; without brackets where there is no interval."""
+    value = words.number(estimate.value)
+    if math.isnan(estimate.low) or math.isnan(estimate.high):
+        return value
+    return f"{value} [{words.number(estimate.low)}, {words.number(estimate.high)}]"
+
+
+def verdict(compared: Comparison | None) -> str:
+    """``"better, p = 0.012"``; empty where nothing was compared."""
+    return f"{compared.verdict}, {words.p_value(compared.p)}" if compared else ""
+
+
+def tables(tasks: Sequence[Task]) -> list[Table]:
+    """All tables, task by task."""
+    found = [table_of(task, robust) for task in tasks for robust in (False, True)]
+    return [table for table in found if table is not None]
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def markdown(title: str, tasks: Sequence[Task], references: dict[str, list[Beside]], notes: Sequence[str]) -> str:
+    """The report's tables as one Markdown file."""
+    parts = [f"# {title}", f"{NOT_SEEDS} {P_NOTE}"]
+    parts += ["\n".join(["What is missing:", "", *(f"- {_md(note)}" for note in notes)])] if notes else []
+    for table in tables(tasks):
+        parts += [f"## {_md(table.title)}", _grid(table.head, table.lines, _md), f"{_md(table.caption)}."]
+    for name, pairs in references.items():
+        if pairs:
+            parts += [f"## {_md(name)}: published results", _grid(*published(pairs), _md), *sources(pairs)]
+    return "\n\n".join(parts) + "\n"
+
+
+def published(pairs: Sequence[Beside]) -> tuple[list[str], list[list[str]]]:
+    """Head and lines of the table of published results."""
+    head = ["published", "size", "AUROC", "accuracy", "ours beside it", "AUROC", "accuracy"]
+    lines = []
+    for pair in pairs:
+        result, row = pair.published, pair.row
+        ours = f"{words.short_names([row.label])[row.label]}, {words.protocol_name(row.protocol)}, {row.image_size} px"
+        figures = [interval(row.metric(m)) for m in ("auroc", "accuracy")]
+        said = [f"{result.method} on {result.set}", f"{result.size} px", f"{result.auc:.3f}", f"{result.acc:.3f}"]
+        lines.append([*said, ours, *figures, pair.same_images, pair.same_protocol])
+    return [*head, "same images and splits?", "same protocol?"], lines
+
+
+def sources(pairs: Sequence[Beside]) -> list[str]:
+    """Where the published figures are from, and what else is to be said of them."""
+    return list(dict.fromkeys(f"{p.source}: {p.protocol}.{p.published.note and ' ' + p.published.note}" for p in pairs))
+
+
+def _grid(head: Sequence[str], lines: Sequence[Sequence[str]], escape: Callable[[str], str]) -> str:
+    rule = ["---"] * len(head)
+    return "\n".join(
+        f"| {' | '.join(cells)} |" for cells in (map(escape, head), rule, *(map(escape, x) for x in lines))
+    )
+
+
+def _md(text: str) -> str:
+    for mark in "\\`*_<>|[]#":
+        text = text.replace(mark, "\\" + mark)
+    return " ".join(text.split())
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+_FACTS = ("task", "source", "kind", "classes", "protocol", "labels", "shots", "seed", "weights", "image_size", "draws")
+_COUNTS = ("n_train", "n_val", "n", "intervals_by", "splits_made", "skipped")
+_VERDICT = ("compared_with", "compared_by", "difference", "difference_low", "difference_high", "p", "verdict")
+_PROOF = ("architecture", "weights_sha256", "data_fingerprint")
+
+
+def as_csv(tasks: Sequence[Task]) -> str:
+    """One line a row with full precision; what is not defined is ``n/a``, what does not apply is empty."""
+    names = [m for m in (*ALL_METRICS, *ROBUST_METRICS) if any(m in r.metrics for t in tasks for r in t.rows)]
+    figures = [column for m in names for column in (m, f"{m}_low", f"{m}_high")]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [*_FACTS, *_COUNTS, *figures, *_VERDICT, *_PROOF], restval="", lineterminator="\n")
+    writer.writeheader()
+    for task in tasks:
+        for cell in all_cells(task):
+            writer.writerow(_csv_row(task, cell))
+    return buffer.getvalue()
+
+
+def _csv_row(task: Task, cell: Cell) -> dict[str, object]:
+    row, compared = cell.row, cell.against_first
+    found: dict[str, object] = {name: getattr(row, name) for name in (*_FACTS, *_COUNTS, *_PROOF) if hasattr(row, name)}
+    found |= {"task": task.name, "source": source_name(row.source), "weights": cell.series.name}
+    found |= {"classes": len(row.classes), "splits_made": " ".join(row.splits_made)}
+    found["intervals_by"] = "group" if row.grouped else "image: no groups"
+    for name, estimate in row.metrics.items():
+        if name in (*ALL_METRICS, *ROBUST_METRICS):
+            found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    if compared:
+        values = (task.series[task.first].name, compared.metric, compared.value, compared.low, compared.high)
+        found |= dict(zip(_VERDICT, (*values, compared.p, compared.verdict), strict=True))
+    return {k: words.NOTHING if isinstance(v, float) and math.isnan(v) else v for k, v in found.items() if v is not None}
+
+
+# --- LaTeX ------------------------------------------------------------------------------------------------------------
+
+_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": "$-$",
+    "<": "$<$",
+    ">": "$>$",
+}
+
+
+def latex(tasks: Sequence[Task]) -> str:
+    """A table environment a task; needs the packages booktabs and graphicx."""
+    parts = ["% needs \\usepackage{booktabs} and \\usepackage{graphicx}"]
+    for i, table in enumerate(tables(tasks), 1):
+        caption = f"{table.title}: {table.caption}. {NOT_SEEDS} {P_NOTE}"
+        body = [" & ".join(map(_tex, line)) + r" \\" for line in table.lines]
+        parts += [
+            r"\begin{table}",
+            rf"\caption{{{_tex(caption)}}}",
+            rf"\label{{tab:ssl-mednet-{i}}}",
+            r"\resizebox{\linewidth}{!}{%",
+            rf"\begin{{tabular}}{{{'l' * len(table.head)}}}",
+            r"\toprule",
+            " & ".join(map(_tex, table.head)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table}",
+            "",
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(c, c) for c in text)

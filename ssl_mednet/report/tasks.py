@@ -1,0 +1,141 @@
+"""Rows sorted into what the report shows: tasks, their protocols, and in each the weights in one order and colour."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from ssl_mednet.report import words
+from ssl_mednet.report.load import Study
+from ssl_mednet.report.rows import Comparison, Row
+
+MAIN_METRICS = ("auroc", "average_precision", "accuracy", "balanced_accuracy", "macro_f1", "quadratic_kappa")
+ALL_METRICS = (*MAIN_METRICS, "ece", "ece_calibrated")
+ROBUST_METRICS = ("balanced_error", "clean_balanced_error")
+NOT_SEEDS = "Intervals say how much chance there is in the test images; they do not contain the spread between seeds."
+
+
+@dataclass(frozen=True)
+class Series:
+    """One set of weights: the same number (color, dash, marker) and name everywhere in the report."""
+
+    number: int
+    label: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one set of weights came to in one setting: the row of the first seed, and those of the others."""
+
+    series: Series
+    row: Row
+    other_seeds: tuple[Row, ...] = ()
+    against_first: Comparison | None = None
+
+    @property
+    def seeds(self) -> str:
+        """``"3 seeds: mean 0.951, 0.948 to 0.957"``, empty for one seed."""
+        rows = (self.row, *self.other_seeds)
+        values = [r.metric("auroc" if "auroc" in r.metrics else "balanced_error").value for r in rows]
+        if len(values) < 2:
+            return ""
+        mean = sum(values) / len(values)
+        span = f"{words.number(min(values))} to {words.number(max(values))}"
+        return f"{len(values)} seeds: mean {words.number(mean)}, {span}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """All rows measured on one set of test images."""
+
+    name: str
+    anchor: str
+    rows: list[Row]
+    series: dict[str, Series]
+    study: Study
+
+    @cached_property
+    def one(self) -> Row:
+        """A row to ask about the task itself: one that used all labels, where there is one."""
+        return next((r for r in self.rows if r.all_labels and r.protocol != "majority"), self.rows[0])
+
+    @cached_property
+    def first(self) -> str:
+        """The label of the weights that the others are compared with: the first that were evaluated."""
+        return self.one.label
+
+    @property
+    def is_two_class(self) -> bool:
+        return self.one.kind != "multi-label" and len(self.one.classes) == 2
+
+    @cached_property
+    def protocols(self) -> list[str]:
+        """Those of one set of predictions on all labels, in the report's order; the first is the main one."""
+        skip = {"majority", "robustness"}
+        found = {r.protocol for r in self.rows if r.all_labels and not r.several_draws} - skip
+        return sorted(found, key=lambda p: (words.protocol_rank(p), p))
+
+    def cells(self, protocol: str, labels: float | None = 1.0, shots: int | None = None) -> list[Cell]:
+        """The weights that were measured in this setting, in the order of the report."""
+        by_label: dict[str, list[Row]] = {}
+        for row in self.rows:
+            if (row.protocol, row.labels, row.shots) == (protocol, labels, shots):
+                by_label.setdefault(row.label, []).append(row)
+        first = by_label.get(self.first, [None])[0]  # type: ignore[list-item]
+        cells = []
+        for label in sorted(by_label, key=lambda name: self.series[name].number):
+            row, *others = by_label[label]
+            metric = "auroc" if "auroc" in row.metrics else "balanced_error"
+            compared = self.study.difference(row, first, metric) if first is not None and row is not first else None
+            cells.append(Cell(self.series[label], row, tuple(others), compared))
+        return cells
+
+    def settings(self, protocol: str) -> list[tuple[float | None, int | None]]:
+        """How many labels a protocol was given, from few to all: (share, labels a class)."""
+        found = {(r.labels, r.shots) for r in self.rows if r.protocol == protocol}
+        return sorted(found, key=lambda s: (s[0] or 0, s[1] or 0))
+
+    @cached_property
+    def caption(self) -> str:
+        """n, groups and splits: what must be said beside every table of the task."""
+        row = self.one
+        images = f"{row.n_train:,} training, " + (f"{row.n_val:,} validation and " if row.n_val is not None else "")
+        said = [f"{images}{words.count(row.n, 'test image')}", self.interval_note]
+        if row.splits_made:
+            plural = "s" if len(row.splits_made) > 1 else ""
+            said.append(f"{words.join(row.splits_made)} split{plural} made here, not by the source")
+        if row.skipped:
+            said.append(f"{words.count(row.skipped, 'file')} could not be read and {'was' if row.skipped == 1 else 'were'} left out")
+        return "; ".join(said)
+
+    @property
+    def interval_note(self) -> str:
+        """Over what the intervals were bootstrapped."""
+        if self.one.grouped:
+            return "95 % intervals by group (images of one patient, lesion or slide are drawn together)"
+        return "no groups: 95 % intervals by image, too narrow if a patient has several images"
+
+
+def sort_into_tasks(study: Study) -> list[Task]:
+    """Tasks in the order in which they were evaluated; a name that stands for several test sets gets their sizes."""
+    by_set: dict[tuple[str, int, tuple[str, ...]], list[Row]] = {}
+    for row in study.rows:
+        by_set.setdefault(row.test_set, []).append(row)
+    series = number_series(study.rows)
+    names = [name for name, _, _ in by_set]
+    tasks = []
+    for i, ((name, n, _), rows) in enumerate(by_set.items(), 1):
+        title = name if names.count(name) == 1 else f"{name} ({words.count(n, 'test image')})"
+        anchor = f"task-{i}-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        tasks.append(Task(title, anchor, rows, series, study))
+    return tasks
+
+
+def number_series(rows: Iterable[Row]) -> dict[str, Series]:
+    """Weights in the order in which they were first evaluated, the trivial baseline last."""
+    labels = list(dict.fromkeys(r.label for r in sorted(rows, key=lambda r: r.protocol == "majority")))
+    names = words.short_names(labels)
+    return {label: Series(i, label, names[label]) for i, label in enumerate(labels)}

@@ -1,0 +1,168 @@
+"""Protocols: who may use which labels, what is chosen where, and that the same features come only once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestCentroid
+from sklearn.preprocessing import StandardScaler
+
+from ssl_mednet import evaluate
+from ssl_mednet.augment.corruptions import SEVERITIES, corruptions_of
+from ssl_mednet.data.corpus import Corpus, CorpusSpec
+from ssl_mednet.data.labelled import LabelledSet, open_labelled
+from ssl_mednet.errors import DataError
+from ssl_mednet.evaluation import protocols as protocols_module
+from ssl_mednet.evaluation.protocols import PROTOCOLS, Bench, Job, Outcome, register_protocol
+from ssl_mednet.evaluation.subsets import few_shot, fraction
+from ssl_mednet.evaluation.suite import Suite
+from ssl_mednet.evaluation.weights import load_weights
+from ssl_mednet.probe import METRICS
+
+TASK = "phantoms:gray?n=300&label=modality"
+
+
+@pytest.fixture(scope="module")
+def task() -> LabelledSet:
+    return open_labelled(TASK, CorpusSpec("gray", 256), quiet=True)
+
+
+@pytest.fixture
+def bench(task: LabelledSet) -> Bench:
+    return bench_of(task)
+
+
+def bench_of(task: LabelledSet, **more: object) -> Bench:
+    """Noisy features: classes overlap, so that the amount of labels matters."""
+    suite = Suite.model_validate({"sets": [{"source": TASK}], "draws": 4, **more})
+    made = Bench(next(load_weights(["baseline:histogram"], "gray", None, 0)), task, suite, torch.device("cpu"), True)
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(len(task.classes), 16))
+    for split, rows in task.splits.items():
+        number = task.labels[rows] if task.labels.ndim == 1 else task.labels[rows].argmax(axis=1)
+        made._features[split, None] = (means[number] + 1.5 * rng.normal(size=(len(rows), 16))).astype(np.float32)
+    return made
+
+
+def run(bench: Bench, protocol: str, labels: float | None = 1.0, shots: int | None = None) -> Outcome:
+    return PROTOCOLS.get(protocol).run(bench, Job(protocol, labels, shots, 0))
+
+
+def test_draws_are_nested_balanced_and_the_same_for_every_model(task: LabelledSet) -> None:
+    labels = task.labels[task.splits["train"]]
+    one, five, ten = (few_shot(labels, shots, draw=3, seed=0) for shots in (1, 5, 10))
+    assert set(one) < set(five) < set(ten)
+    assert Counter(labels[five].tolist()) == dict.fromkeys(range(5), 5)
+    np.testing.assert_array_equal(ten, few_shot(labels, 10, draw=3, seed=0))
+    assert set(ten) != set(few_shot(labels, 10, draw=4, seed=0))
+    assert len(few_shot(labels, 10_000, draw=0, seed=0)) == len(labels)
+
+
+def test_a_share_of_the_labels_has_every_class() -> None:
+    labels = np.repeat([0, 1, 2], [200, 40, 3])
+    chosen = fraction(labels, 0.1, draw=0, seed=0)
+    assert Counter(labels[chosen].tolist()) == {0: 20, 1: 4, 2: 1}
+    assert set(fraction(labels, 0.01, draw=0, seed=0)) < set(chosen)
+    assert len(fraction(np.ones((50, 3), int), 0.1, draw=0, seed=0)) == 5
+
+
+def test_few_shot_centroid_decides_as_scikit_learn_on_normalised_features(bench: Bench) -> None:
+    outcome = run(bench, "few_shot_centroid", None, 10)
+    x = bench.features("train") / np.linalg.norm(bench.features("train"), axis=1, keepdims=True)
+    test = bench.features("test") / np.linalg.norm(bench.features("test"), axis=1, keepdims=True)
+    rows = few_shot(bench.labels("train"), 10, draw=2, seed=0)
+    y = bench.labels("train")[rows]
+    centroids = np.stack([x[rows][y == c].mean(axis=0) for c in range(5)])
+    # The nearest of centroids of length 1 is that of the largest cosine.
+    reference = NearestCentroid().fit(centroids / np.linalg.norm(centroids, axis=1, keepdims=True), np.arange(5))
+    np.testing.assert_array_equal(outcome.scores[2].argmax(axis=1), reference.predict(test))
+    assert outcome.scores.shape == (4, 60, 5)
+    assert outcome.n_train == 50
+    np.testing.assert_allclose(outcome.scores.sum(axis=2), 1)
+
+
+def test_few_shot_linear_is_scikit_learns_regression_at_the_chosen_strength(bench: Bench) -> None:
+    outcome = run(bench, "few_shot_linear", None, 10)
+    rows = few_shot(bench.labels("train"), 10, draw=1, seed=0)
+    scaler = StandardScaler().fit(bench.features("train")[rows].astype(float))
+    reference = LogisticRegression(C=outcome.chosen["strength"], max_iter=5000, tol=1e-8)
+    reference.fit(scaler.transform(bench.features("train")[rows].astype(float)), bench.labels("train")[rows])
+    expected = reference.predict_proba(scaler.transform(bench.features("test").astype(float)))
+    np.testing.assert_allclose(outcome.scores[1], expected, atol=5e-3)
+
+
+@pytest.mark.parametrize(("protocol", "amounts"), [("few_shot_linear", (1, 50)), ("linear", (0.1, 1.0)), ("knn", (0.1, 1.0))])
+def test_more_labels_help(task: LabelledSet, protocol: str, amounts: tuple[float, float]) -> None:
+    bench = bench_of(task)
+    values = []
+    for amount in amounts:
+        job = (None, int(amount)) if protocol.startswith("few") else (amount, None)
+        scores = run(bench, protocol, *job).scores
+        fits = scores if scores.ndim == 3 else scores[None]
+        values.append(np.mean([METRICS["auroc"](bench.labels("test"), fit) for fit in fits]))
+    assert values[0] < values[1] - 0.01
+
+
+def test_hyper_parameters_are_chosen_without_test_rows(task: LabelledSet) -> None:
+    for protocol, job in (("knn", (1.0, None)), ("linear", (0.1, None)), ("few_shot_linear", (None, 5))):
+        one, other = bench_of(task), bench_of(task)
+        other._features["test", None] = np.random.default_rng(9).normal(size=(60, 16)).astype(np.float32)
+        assert run(one, protocol, *job).chosen == run(other, protocol, *job).chosen
+
+
+def test_the_majority_knows_the_shares_only(bench: Bench) -> None:
+    outcome = run(bench, "majority")
+    np.testing.assert_allclose(outcome.scores[0], np.bincount(bench.labels("train")) / 210)
+    assert (outcome.scores == outcome.scores[0]).all()
+
+
+def test_several_findings_have_no_shots(task: LabelledSet) -> None:
+    findings = replace(task, labels=np.eye(5, dtype=np.int64)[task.labels])
+    with pytest.raises(DataError, match="labels a class cannot be counted"):
+        run(bench_of(findings), "few_shot_linear", None, 5)
+    assert run(bench_of(findings), "linear", 0.1).scores.shape == (4, 60, 5)
+    assert run(bench_of(findings), "knn").val_scores.shape == (30, 5)
+
+
+def test_robustness_asks_for_every_corruption_of_the_modality(
+    task: LabelledSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    original = protocols_module.extract
+
+    def spied(weights: object, corpus: Corpus, rows: np.ndarray, *rest: object) -> np.ndarray:
+        asked.append(rest[2])
+        return original(weights, corpus, rows, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(protocols_module, "extract", spied)
+    said = ["protocols=[robustness]", "resamples=50", "gallery=0"]
+    row = evaluate(["baseline:histogram"], data=TASK, out=tmp_path, overrides=said, quiet=True).rows[1]
+    common = set.intersection(*(set(corruptions_of(m)) for m in task.classes))
+    assert set(row["corruptions"]) == (common or set(corruptions_of("generic_gray")))
+    assert {a for a in asked if a} == {(name, s) for name in row["corruptions"] for s in SEVERITIES}
+    assert all(len(errors) == len(SEVERITIES) for errors in row["corruptions"].values())
+    assert row["metrics"]["balanced_error"]["value"] == pytest.approx(np.mean(list(row["corruptions"].values())))
+    assert row["metrics"]["balanced_error"]["value"] >= row["metrics"]["clean_balanced_error"]["value"]
+
+
+def test_a_protocol_of_ones_own_stands_in_a_suite(tmp_path: Path) -> None:
+    @register_protocol("always_first", "labels")
+    def always_first(bench: Bench, job: Job) -> Outcome:
+        """Class 0, whatever the image."""
+        scores = np.zeros((len(bench.labels("test")), len(bench.task.classes)))
+        scores[:, 0] = 1
+        return Outcome(scores, len(bench.labels("train")))
+
+    try:
+        said = ["protocols=[always_first]", "gallery=0"]
+        row = evaluate(["baseline:pixels"], data=TASK, out=tmp_path, overrides=said, quiet=True).rows[1]
+    finally:
+        PROTOCOLS._items.pop("always_first")
+    assert row["metrics"]["accuracy"]["value"] == pytest.approx(0.2)
+    assert row["per_class"]["recall"] == {"ct": 1, "mri": 0, "pet": 0, "ultrasound": 0, "xray": 0}

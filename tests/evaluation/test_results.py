@@ -1,0 +1,161 @@
+"""Rows that can be trusted later: kept one by one, taken up again, compared in pairs, each metric what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score
+
+from ssl_mednet import evaluate
+from ssl_mednet.errors import DataError
+from ssl_mednet.evaluation import features as features_module
+from ssl_mednet.evaluation import protocols as protocols_module
+from ssl_mednet.evaluation.run import Results
+from ssl_mednet.probe import METRICS, paired_bootstrap
+
+TASK = "phantoms:gray?n=400"  # is there a lesion: hard, so that nothing is 1
+SAID = ["draws=3", "resamples=200", "shots=[5]", "protocols=[knn,linear,few_shot_linear]"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    out = tmp_path_factory.mktemp("results") / "out"
+    return evaluate(["baseline:pixels", "baseline:histogram"], data=TASK, out=out, overrides=SAID, quiet=True)
+
+
+def arrays_of(results: Results, row: dict) -> dict[str, np.ndarray]:
+    with np.load(results.path.parent / row["predictions"]) as arrays:
+        return dict(arrays)
+
+
+def row_of(results: Results, protocol: str, weights: str = "baseline:pixels") -> dict:
+    return next(r for r in results.rows if (r["protocol"], r["weights"]) == (protocol, weights))
+
+
+def test_the_figures_are_those_of_scikit_learn_on_the_kept_scores(results: Results) -> None:
+    row = row_of(results, "linear")
+    kept = arrays_of(results, row)
+    said = kept["scores"].argmax(axis=1)
+    assert row["metrics"]["auroc"]["value"] == pytest.approx(roc_auc_score(kept["targets"], kept["scores"][:, 1]))
+    balanced = balanced_accuracy_score(kept["targets"], said)
+    assert row["metrics"]["balanced_accuracy"]["value"] == pytest.approx(balanced)
+    recall = np.diag(confusion_matrix(kept["targets"], said, normalize="true"))
+    assert list(row["per_class"]["recall"].values()) == pytest.approx(list(recall))
+    assert len(kept["rows"]) == row["n"] == 80
+
+
+def test_the_operating_point_is_that_of_its_threshold(results: Results) -> None:
+    row = row_of(results, "linear")
+    kept, point = arrays_of(results, row), row["operating_point"]
+    said = kept["scores"][:, 1] >= point["threshold"]
+    assert point["sensitivity"] == pytest.approx(said[kept["targets"] == 1].mean(), abs=0.03)
+    assert point["specificity"] == pytest.approx(1 - said[kept["targets"] == 0].mean(), abs=0.03)
+
+
+def test_few_shot_rows_are_means_over_draws_with_their_spread(results: Results) -> None:
+    row = row_of(results, "few_shot_linear")
+    kept = arrays_of(results, row)
+    values = [METRICS["auroc"](kept["targets"], fit) for fit in kept["scores"].astype(float)]
+    assert (row["draws"], row["shots"], row["labels"], row["n_train"]) == (3, 5, None, 10)
+    assert row["metrics"]["auroc"]["value"] == pytest.approx(np.mean(values))
+    assert row["spread"]["auroc"] == pytest.approx(np.std(values, ddof=1), abs=1e-4)
+    assert row["metrics"]["auroc"]["low"] < np.mean(values) < row["metrics"]["auroc"]["high"]
+
+
+def test_pairs_are_compared_on_the_same_resamples(results: Results) -> None:
+    assert {(c["a"], c["b"]) for c in results.comparisons} == {("baseline:pixels", "baseline:histogram")}
+    assert len(results.comparisons) == 3 * 2  # protocols by metrics
+    a, b = (arrays_of(results, row_of(results, "knn", w)) for w in ("baseline:pixels", "baseline:histogram"))
+    expected = paired_bootstrap(METRICS["auroc"], a["targets"], a["scores"], b["scores"], n=200)
+    found = next(c for c in results.comparisons if c["protocol"] == "knn" and c["metric"] == "auroc")
+    assert found["value"] == pytest.approx(expected.value, abs=1e-6)
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-4)
+    assert found["verdict"] == expected.verdict
+    assert json.loads((results.path.parent / "comparisons.json").read_text()) == results.comparisons
+
+
+def test_what_was_done_is_not_done_again(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: object) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(protocols_module, "fit_path", never)
+    monkeypatch.setattr(features_module, "_compute", never)
+    weights = ["baseline:pixels", "baseline:histogram"]
+    again = evaluate(weights, data=TASK, out=results.path.parent, overrides=SAID, quiet=True)
+    assert again.rows == results.rows
+    with pytest.raises(AssertionError, match="made again"):  # but what depends on something else is
+        evaluate(weights, data=TASK, out=results.path.parent, overrides=[*SAID, "draws=4"], quiet=True)
+
+
+def test_a_run_that_was_killed_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, made = protocols_module.select_k, []
+
+    def killed(*args: object, **more: object) -> object:
+        made.append(1)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(protocols_module, "select_k", killed)
+    weights = ["baseline:pixels@20", "baseline:pixels@24"]
+    said = ["protocols=[linear,knn]", "resamples=20"]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(weights, data=TASK, out=tmp_path, overrides=said, quiet=True)
+    assert len(list((tmp_path / "rows").glob("*.json"))) == 4  # majority, both of the first, linear of the second
+    rows = evaluate(weights, data=TASK, out=tmp_path, overrides=said, quiet=True).rows
+    assert len(made) == 3
+    assert len(rows) == 5
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_damaged_row_is_made_again(tmp_path: Path) -> None:
+    said = ["protocols=[knn]", "resamples=20", "gallery=0"]
+    first = evaluate(["baseline:pixels"], data=TASK, out=tmp_path, overrides=said, quiet=True).rows
+    (tmp_path / "rows" / f"{first[1]['key']}.json").write_text("{")
+    second = evaluate(["baseline:pixels"], data=TASK, out=tmp_path, overrides=said, quiet=True).rows
+    assert second[1]["metrics"] == first[1]["metrics"]
+
+
+def test_a_set_that_cannot_be_opened_costs_that_set_only(tmp_path: Path) -> None:
+    suite = {"sets": [{"source": "nowhere.zip"}, {"source": TASK}], "protocols": ["knn"], "resamples": 0, "gallery": 0}
+    results = evaluate(["baseline:pixels"], suite=suite, out=tmp_path, quiet=True)
+    assert {r["task"] for r in results.rows} == {"phantoms:gray"}
+    assert "no such file" in results.failed["nowhere.zip"]
+    with pytest.raises(DataError, match="no such file"):
+        evaluate(["baseline:pixels"], data="nowhere.zip", out=tmp_path, quiet=True)
+
+
+def test_seeds_repeat_what_is_random_only(tmp_path: Path) -> None:
+    said = ["protocols=[linear]", "resamples=20", "gallery=0", "seeds=[0,1]"]
+    weights = ["random:test_resnet@32", "baseline:pixels"]
+    rows = evaluate(weights, data="phantoms:gray?n=100&size=32", out=tmp_path, overrides=said, quiet=True).rows
+    assert [(r["weights"], r["seed"]) for r in rows[1:]] == [(weights[0], 0), (weights[0], 1), (weights[1], 0)]
+    assert rows[1]["weights_sha256"] != rows[2]["weights_sha256"]
+
+
+def test_files_can_be_read_by_others_and_say_where_they_come_from(results: Results) -> None:
+    assert results.path.stat().st_mode & 0o044
+    said = json.loads((results.path.parent / "run.json").read_text())
+    assert said["command"].startswith("ssl-mednet evaluate --weights baseline:pixels baseline:histogram")
+    assert said["suite"]["draws"] == 3
+    assert said["packages"]["torch"]
+
+
+def test_the_gallery_shows_test_images_their_neighbours_and_the_mistakes(results: Results) -> None:
+    row = row_of(results, "knn")
+    with np.load(results.path.parent / row["gallery"]) as shown, np.load(results.path.parent / "gallery" / "phantoms-gray.npz") as pictures:
+        known = set(pictures["rows"].tolist())
+        assert set(shown["sample"].tolist()) <= known
+        assert set(shown["neighbours"].ravel().tolist()) <= known
+        assert shown["xy"].shape == (len(shown["sample"]), 2)
+        assert 0 < shown["explained"].sum() <= 1
+        assert (np.diff(shown["similarity"], axis=1) <= 1e-6).all()
+        assert not set(shown["neighbours"].ravel().tolist()) & set(shown["sample"].tolist())  # train, not test
+        assert pictures["thumbnails"].shape == (len(known), 56, 56, 1)
+    kept = arrays_of(results, row)
+    wrong = kept["scores"].argmax(axis=1) != kept["targets"]
+    worst = kept["rows"][wrong][np.argsort(-kept["scores"][wrong].max(axis=1), kind="stable")][:24]
+    assert set(worst.tolist()) <= known

