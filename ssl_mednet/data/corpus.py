@@ -26,7 +26,7 @@ from ssl_mednet.imaging.image import MedicalImage, collapse_gray
 from ssl_mednet.imaging.modality import CHANNEL_COUNT, MODALITIES
 from ssl_mednet.progress import Progress
 
-FORMAT = 2  # part of the cache key: a cache written by another layout is never read
+FORMAT = 3  # part of the cache key: a cache written by another layout is never read
 PIXELS, INDEX, META, SKIPPED = "pixels.bin", "index.npz", "meta.json", "skipped.csv"
 _CHUNK = 64  # items a worker decodes at a time
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
@@ -139,6 +139,7 @@ def open_corpus(source: str | Path, spec: CorpusSpec, quiet: bool = False) -> Co
     key = hashlib.sha256(f"{FORMAT} {opened.fingerprint()} {spec}".encode()).hexdigest()[:24]
     folder = cache_folder() / "corpora" / key
     if not (folder / META).is_file():
+        opened.prepare(quiet)
         _build(opened, spec, folder, quiet)
     return Corpus(folder)
 
@@ -208,13 +209,15 @@ def _decode(chunk: list[Item], spec: CorpusSpec) -> list[_Decoded]:
 
 def _fit(name: str, image: MedicalImage, spec: CorpusSpec) -> MedicalImage:
     """The image in the corpus' channels, at its size, with a modality that has these channels."""
-    pixels, wanted = collapse_gray(image.pixels), CHANNEL_COUNT[spec.channels]
+    known, wanted = MODALITIES.get(image.modality), CHANNEL_COUNT[spec.channels]
+    # A picture of a color modality is in color even where it happens to show gray only.
+    in_color = known is not None and known.channels == "color" and not image.modality.startswith("generic")
+    pixels = image.pixels if in_color else collapse_gray(image.pixels)
     if pixels.shape[2] != wanted:
         if not spec.convert:
             kind, other = ("color", "gray") if pixels.shape[2] == 3 else ("gray", "color")
             raise UnreadableImage(name, f"a {kind} image in a {other} corpus (convert=true turns it into {other})")
         pixels = np.rint(pixels @ _LUMA)[..., None].astype(pixels.dtype) if wanted == 1 else pixels.repeat(3, axis=2)
-    known = MODALITIES.get(image.modality)
     modality = image.modality if known and known.channels == spec.channels else f"generic_{spec.channels}"
     fitted = MedicalImage(pixels, modality, image.window, image.quantity, image.group, image.index)
     return fitted.shrunk(spec.store_size)
@@ -265,6 +268,8 @@ class _Writer:
             raise self._nothing()
         offset, size, bits, window, modality, split, group = zip(*self._rows, strict=True)
         classes, label = _encode(self._labels)
+        if self.source.classes:  # the source counts its classes and has names for the numbers
+            classes = [self.source.classes[int(number)] for number in classes]
         np.savez(
             self.folder / INDEX,
             offset=np.array(offset, np.int64),
@@ -284,6 +289,8 @@ class _Writer:
             "skipped": len(self._skipped),
             "classes": classes,
             "groups": len(self._groups),
+            "licence": self.source.licence,
+            "note": self.source.note,
             "fingerprint": self._digest.hexdigest(),
         }
         (self.folder / META).write_text(json.dumps(meta, indent=2) + "\n")

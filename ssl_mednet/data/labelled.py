@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
-from ssl_mednet.data.sources import SPLITS
+from ssl_mednet.data.sources import SPLITS, open_source
 from ssl_mednet.draws import stable_hash
 from ssl_mednet.errors import DataError
 
@@ -83,7 +83,7 @@ def open_labelled(
         if len(rows) == 0:
             raise DataError(f"{source}: no labelled image is left for the {split} split", "it needs more images")
     _check_groups(source, splits, corpus.group)
-    ordinal = ordinal and labels.ndim == 1
+    ordinal = (ordinal or open_source(source).ordinal) and labels.ndim == 1
     return LabelledSet(name, corpus, labels, splits, corpus.group, corpus.classes, made, str(source), ordinal)
 
 

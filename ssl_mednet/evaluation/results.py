@@ -97,6 +97,8 @@ def describe(task: LabelledSet) -> Row:
         "source": task.source,
         "data_fingerprint": task.fingerprint,
         "skipped": task.corpus.meta["skipped"],
+        "licence": task.corpus.meta["licence"],
+        "note": task.corpus.meta["note"],
     }
 
 

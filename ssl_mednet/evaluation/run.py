@@ -21,7 +21,7 @@ from ssl_mednet import __version__
 from ssl_mednet.backbones.artifact import Preprocessing
 from ssl_mednet.data.corpus import CorpusSpec
 from ssl_mednet.data.labelled import LabelledSet, open_labelled
-from ssl_mednet.errors import DataError, RecipeError
+from ssl_mednet.errors import ArtifactError, DataError, RecipeError, UserError
 from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
 from ssl_mednet.evaluation.protocols import PROTOCOLS, Bench, Job
 from ssl_mednet.evaluation.results import COMPARISONS, RESULTS, Row, Store, compare, make_row, row_key
@@ -42,7 +42,7 @@ class Results:
     """Rows as they are written to ``results.json``, and where that is.
 
     ``comparisons`` are the paired tests of the first weights against the others; ``failed`` are sets that could not be
-    opened, with the reason.
+    opened or that the weights cannot see, with the reason.
     """
 
     rows: list[Row]
@@ -82,26 +82,25 @@ def evaluate(
     folder = Path(out) if out else Path("results") / plan.name
     store = Store(folder)
     rows: list[Row] = []
-    failed: dict[str, str] = {}
+    failed: dict[str, UserError] = {}
     for section in plan.sets:
         kind = channels if section.channels == "auto" else section.channels
-        # Weights that cannot be loaded end the run before hours of work, not after.
-        loaded = list(load_weights(names, kind, plan.image_size, plan.seeds[0]))
         try:
+            loaded = list(load_weights(names, kind, plan.image_size, plan.seeds[0]))
             task = _open(section, kind, plan, quiet)
-        except DataError as error:
-            failed[section.source] = str(error)
+        except (ArtifactError, DataError) as error:
+            failed[section.source] = error
             log.warning("%s is left out: %s", section.source, error)
             continue
         rows += _evaluate_set(task, loaded, names, plan, store, device, quiet)
         write_json(folder / RESULTS, rows)
     if not rows:
-        raise DataError("; ".join(failed.values()))
+        raise next(iter(failed.values()))
     comparisons = compare(rows, store)
     write_json(folder / RESULTS, rows)
     write_json(folder / COMPARISONS, comparisons)
     write_json(folder / RUN, _provenance(plan, names, began))
-    return Results(rows, folder / RESULTS, comparisons, failed)
+    return Results(rows, folder / RESULTS, comparisons, {k: str(e) for k, e in failed.items()})
 
 
 def _open(section: SetSection, channels: str, plan: Suite, quiet: bool) -> LabelledSet:

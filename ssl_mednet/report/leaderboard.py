@@ -45,20 +45,19 @@ class Axis:
 
 @dataclass(frozen=True)
 class Said:
-    """A verdict as the page shows it: symbol, words, p, and the difference with its interval."""
+    """A verdict as the page shows it: symbol, words, p, the difference and its interval."""
 
     kind: str
     symbol: str
     words: str
     p: str
-    difference: str
+    difference: tuple[str, str]
 
     @classmethod
     def of(cls, compared: Comparison | None) -> Said | None:
         if compared is None:
             return None
-        span = f"{words.signed(compared.low)} to {words.signed(compared.high)}"
-        difference = f"{words.signed(compared.value)} ({span})"
+        difference = words.signed(compared.value), f"{words.signed(compared.low)} to {words.signed(compared.high)}"
         kind = compared.verdict.replace(" ", "-")
         return cls(kind, SYMBOLS[compared.verdict], compared.verdict, words.p_value(compared.p), difference)
 

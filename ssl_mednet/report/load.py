@@ -205,6 +205,8 @@ def load_predictions(row: Row) -> Predictions:
     wanted = {(row.n,), (row.n, len(row.classes))} if row.kind == "multi-label" else {(row.n,)}
     if scores.shape != (row.n, len(row.classes)) or targets.shape not in wanted or found["rows"].shape != (row.n,):
         raise Missing(f"{row.predictions} holds other images or classes than its row says")
+    if not np.isfinite(scores).all():
+        raise Missing(f"{row.predictions} holds scores that are no numbers")
     return Predictions(scores, targets, found["rows"].astype(np.int64))
 
 
@@ -218,7 +220,8 @@ def load_thumbnails(folder: Path, task: str) -> Thumbnails:
         if "--" not in path.stem and _plain(path.stem) == _plain(task):
             found = _arrays(path, ("rows", "thumbnails"))
             rows, pictures = found["rows"].astype(np.int64), found["thumbnails"]
-            if pictures.ndim != 4 or pictures.dtype != np.uint8 or len(rows) != len(pictures) or not len(rows):
+            fits = pictures.ndim == 4 and pictures.shape[3] in (1, 3) and len(rows) == len(pictures) > 0
+            if not fits or pictures.dtype != np.uint8:
                 raise Missing(f"{path.name} holds no pictures [M, S, S, C]")
             return Thumbnails(rows, pictures)
     raise Missing("no pictures were kept")
@@ -235,7 +238,8 @@ def load_embedding(folder: Path, task: str, weights: str) -> Embedding:
         if _plain(of_task) == _plain(task) and _plain(slug) == _plain(weights):
             found = _arrays(path, tuple(Embedding.__dataclass_fields__))
             one = Embedding(**found)
-            if one.xy.shape != (len(one.sample), 2) or one.neighbours.shape != one.similarity.shape:
+            fits = one.xy.shape == (len(one.sample), 2) and one.neighbours.shape == one.similarity.shape
+            if not fits or not len(one.sample) or not np.isfinite(one.xy).all():
                 raise Missing(f"{path.name} does not fit together")
             return one
     raise Missing("no map of the features was kept")

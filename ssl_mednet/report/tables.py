@@ -33,7 +33,7 @@ def all_cells(task: Task) -> Iterator[Cell]:
         for labels, shots in task.settings(protocol):
             for cell in task.cells(protocol, labels, shots):
                 yield cell
-                yield from (Cell(cell.series, row) for row in cell.other_seeds)
+                yield from (Cell(cell.series, row, (), task.against_first(row)) for row in cell.other_seeds)
 
 
 def table_of(task: Task, robust: bool = False) -> Table | None:

@@ -84,14 +84,18 @@ class Task:
         for row in self.rows:
             if (row.protocol, row.labels, row.shots) == (protocol, labels, shots):
                 by_label.setdefault(row.label, []).append(row)
-        first = by_label.get(self.first, [None])[0]  # type: ignore[list-item]
         cells = []
         for label in sorted(by_label, key=lambda name: self.series[name].number):
             row, *others = by_label[label]
-            metric = "auroc" if "auroc" in row.metrics else "balanced_error"
-            compared = self.study.difference(row, first, metric) if first is not None and row is not first else None
-            cells.append(Cell(self.series[label], row, tuple(others), compared))
+            cells.append(Cell(self.series[label], row, tuple(others), self.against_first(row)))
         return cells
+
+    def against_first(self, row: Row) -> Comparison | None:
+        """The row less that of the first weights in the same setting; None for the first, or where none was made."""
+        first = next((r for r in self.rows if r.label == self.first and r.setting == row.setting), None)
+        if first is None or first is row:
+            return None
+        return self.study.difference(row, first, "auroc" if "auroc" in row.metrics else "balanced_error")
 
     def settings(self, protocol: str) -> list[tuple[float | None, int | None]]:
         """How many labels a protocol was given, from few to all: (share, labels a class)."""

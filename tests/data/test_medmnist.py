@@ -27,7 +27,7 @@ from ssl_mednet.errors import DataError
 from ssl_mednet.imaging.modality import CHANNEL_COUNT, MODALITIES
 from ssl_mednet.recipe import read_yaml
 
-GRAY, COLOR = CorpusSpec("gray", 256), CorpusSpec("color", 256)
+GRAY, COLOR = CorpusSpec("gray", 256), CorpusSpec("color", 256, convert=True)  # as in the suite
 ROWS = {"train": 30, "val": 10, "test": 20}
 SETS = {  # name: classes, several findings a row, channels, side
     "bloodmnist": (8, False, 3, 28),
@@ -44,6 +44,7 @@ def arrays(name: str, fortran: bool = False) -> dict[str, np.ndarray]:
     for split, n in ROWS.items():
         shape = (n, side, side, 3) if channels == 3 else (n, side, side)
         images = generator.integers(0, 256, shape, dtype=np.uint8)
+        images[0] = 240  # empty background: a gray picture, in a color set too
         labels = (np.arange(n) % (classes + several))[:, None]
         if several:  # row 0 has no finding, row i the first i
             labels = (np.arange(classes)[None] < labels).astype(int)
