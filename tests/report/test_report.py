@@ -1,0 +1,166 @@
+"""The whole: one file that needs nothing else, the same every time, honest about what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from conftest import write_results, write_run
+
+from ssl_mednet.errors import UserError
+from ssl_mednet.report.build import report
+
+VOID = {"meta", "link", "img", "br", "input", "hr"}
+
+
+class Outline(HTMLParser):
+    """Ids, links, resources, and whether every element is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: set[str] = set()
+        self.resources: set[str] = set()
+        self.open: list[str] = []
+        self.headings: list[int] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            elif name in ("href", "xlink:href") and tag in ("a", "use"):
+                self.links.add(value or "")
+            elif name in ("src", "href", "srcset", "data", "action"):
+                self.resources.add(value or "")
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def written(results: Path, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return report([results, run_folder], tmp_path_factory.mktemp("out") / "sub" / "all.html")
+
+
+@pytest.fixture(scope="module")
+def page(written: list[Path]) -> str:
+    return written[0].read_text()
+
+
+def test_a_page_and_three_tables(written: list[Path]) -> None:
+    assert [p.name for p in written] == ["all.html", "all.md", "all.csv", "all.tex"]
+    assert all(p.is_file() for p in written)
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else(page: str) -> None:
+    outline = Outline(page)
+    assert outline.open == []
+    assert len(outline.ids) == len(set(outline.ids))
+    assert all(link.startswith("#") and link[1:] in outline.ids for link in outline.links)
+    assert all(r.startswith("data:image/") for r in outline.resources)
+    assert set(re.findall(r"url\((?!#|data:)", page)) == set()
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http-equiv", "")
+    assert "default-src 'none'" in page
+    for before, after in zip(outline.headings, outline.headings[1:], strict=False):
+        assert after <= before + 1 or before == 2, (before, after)
+
+
+def test_every_part_of_every_task_is_there(page: str) -> None:
+    for i, (name, parts) in enumerate(
+        {
+            "brain-mri": ("board", "labels", "proof", "robust", "images", "map"),
+            "skin": ("board", "labels", "proof", "robust", "images", "map"),
+            "medmnist-chestmnist": ("board", "labels", "proof", "robust", "images", "map"),
+        }.items(),
+        1,
+    ):
+        for part in parts:
+            assert f'id="task-{i}-{name}-{part}"' in page
+    assert page.count('class="confusion"') == 2 * 3 * 3  # none for the multi-label set
+    assert page.count('class="map"') == 9
+    assert "AUROC of each label" in page
+    assert "Sensitivity: the share of “malignant”" in page
+    assert page.count("Nearest neighbours</h4>") == 3
+    assert f"{'runs/gray':0>64}" in page
+    assert 'href="#run-1"' in page  # the weights are linked to the run that made them
+    assert "reconstruction" in page
+    assert "no groups" in page
+    assert "not corrected for the 6 comparisons" in page
+    assert "spread between seeds" in page
+
+
+def test_nobody_is_named_and_nothing_from_outside_is_markup(page: str) -> None:
+    assert "someone" not in page
+    assert "<b>" not in page
+    assert "cardiomegaly &amp; co &lt;b&gt;" in page
+    assert "\\u003cb>" in page  # in the data of the map
+
+
+def test_the_same_folders_give_the_same_bytes(results: Path, run_folder: Path, written: list[Path], tmp_path: Path) -> None:
+    again = report([results, run_folder], tmp_path / "again.html")
+    assert [p.read_bytes() for p in again] == [p.read_bytes() for p in written]
+
+
+def test_the_report_goes_on_where_something_is_missing(results: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(results, tmp_path / "copy"))
+    rows = json.loads((copy / "results.json").read_text())
+    lost = next(r for r in rows if r["protocol"] == "linear" and r["task"] == "skin")
+    (copy / lost["predictions"]).unlink()
+    shutil.rmtree(copy / "gallery")
+    text = report([copy], tmp_path / "r.html")[0].read_text()
+    assert "What is missing" in text
+    assert f"skin: gray, linear probe: {lost['predictions']} is missing" in text
+    assert "no pictures were kept" in text
+    assert 'class="map"' not in text
+    assert text.count('class="confusion"') == 2 * 3 * 3 - 1
+    shutil.rmtree(copy / "predictions")
+    assert "0.9" in report([copy], tmp_path / "r.html")[0].read_text()  # the tables stand without predictions
+
+
+def test_a_run_alone_has_no_tables(tmp_path: Path) -> None:
+    written = report(write_run(tmp_path / "gray"), tmp_path / "run.html")
+    assert [p.name for p in written] == ["run.html"]
+    text = written[0].read_text()
+    assert "Pretraining: gray" in text
+    assert text.count('class="plot"') == 3
+
+
+def test_few_shot_rows_alone_still_make_a_report(tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "few", ("gray",))
+    rows = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps([r for r in rows if r["shots"] == 5]))
+    text = report([folder], tmp_path / "r.html")[0].read_text()
+    assert "few-shot, linear, 5 a class" in text
+    assert "Leaderboard" not in text
+
+
+def test_published_results_stand_beside_ours(tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "res", ("color",))
+    path = folder / "results.json"
+    path.write_text(path.read_text().replace('"task": "skin"', '"task": "ham10000_derm"').replace("skin.zip", "x.zip"))
+    text = report([folder], tmp_path / "r.html")[0].read_text()
+    assert "Published results beside ours" in text
+    assert text.count("source of DermaMNIST") == 4
+    assert "0.917" in text
+
+
+def test_out_must_be_a_page_that_can_be_written(results: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is an .html page"):
+        report([results], tmp_path / "report.pdf")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        report([results], tmp_path / "file" / "report.html")
