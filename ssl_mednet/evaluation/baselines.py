@@ -1,4 +1,4 @@
-"""What a backbone must beat, as modules like any other: intensity statistics and raw pixels; and gray for color nets."""
+"""What a backbone must beat, as modules like any other: intensity statistics, raw pixels; and gray for color nets."""
 
 from __future__ import annotations
 

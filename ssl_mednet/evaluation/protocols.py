@@ -1,8 +1,8 @@
 """Protocols: what is done with a backbone and a labelled set, up to the scores of the test rows.
 
-A protocol is a function ``(Bench, Job) -> Outcome`` under ``@register_protocol``. Those on frozen features ask the bench
-for them; hyper-parameters are chosen on val, and test rows are scored once. Where a job uses part of the labels, it is
-done for several draws of them, the same for every model, and each hyper-parameter is chosen once for all draws.
+A protocol is a function ``(Bench, Job) -> Outcome`` under ``@register_protocol``. Those on frozen features ask the
+bench for them; hyper-parameters are chosen on val, and test rows are scored once. Where a job uses part of the labels,
+it is done for several draws of them, the same for every model, and each hyper-parameter is chosen once for all draws.
 """
 
 from __future__ import annotations

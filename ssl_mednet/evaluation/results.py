@@ -78,7 +78,12 @@ def make_row(bench: Bench, job: Job, outcome: Outcome, key: str) -> tuple[Row, d
         resampled |= _tuned_on_val(row, bench, outcome, targets, drawn)
         row |= outcome.more | {"per_class": _per_class(task, targets, outcome.scores)}
     row["metrics"] = {name: asdict(r.interval()) for name, r in resampled.items()}
-    arrays = {"scores": outcome.scores.astype(np.float32), "targets": targets, "rows": test, "groups": task.groups[test]}
+    arrays = {
+        "scores": outcome.scores.astype(np.float32),
+        "targets": targets,
+        "rows": test,
+        "groups": task.groups[test],
+    }
     arrays |= {f"resampled_{name}": r.draws for name, r in resampled.items() if name in COMPARED}
     return row, arrays
 
@@ -116,7 +121,7 @@ def _spread(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
 def _tuned_on_val(
     row: Row, bench: Bench, outcome: Outcome, targets: np.ndarray, drawn: dict[str, Any]
 ) -> dict[str, Resampled]:
-    """Calibration error after a temperature from val, and for two classes the operating point whose threshold val set."""
+    """Calibration error after a temperature from val; of two classes also the operating point that val chose."""
     if outcome.val_scores is None or not len(outcome.val_scores):
         return {}
     val = bench.labels("val")
@@ -143,7 +148,7 @@ def _per_class(task: LabelledSet, targets: np.ndarray, scores: np.ndarray) -> di
 
 
 def _robustness(row: Row, outcome: Outcome, targets: np.ndarray, drawn: dict[str, Any]) -> dict[str, Resampled]:
-    """Balanced errors (Di Salvo et al. 2024, arXiv 2406.17536, section 3): of each corruption and severity, and the mean."""
+    """Balanced error by corruption and severity, and the mean (Di Salvo et al. 2024, arXiv 2406.17536, section 3)."""
     errors = [
         _error(resample({"": METRICS["balanced_accuracy"]}, targets, scores, **drawn)[""]) for scores in outcome.scores
     ]

@@ -126,7 +126,8 @@ def _evaluate_set(
         bench = Bench(weights, task, plan, device, quiet)
         own = _run_jobs(bench, list(_jobs(plan, weights, task)), store)
         for seed in plan.seeds[1:] if weights.random else ():
-            other = next(w for w in load_weights(names, task.corpus.channels, plan.image_size, seed) if w.name == weights.name)
+            again = load_weights(names, task.corpus.channels, plan.image_size, seed)
+            other = next(w for w in again if w.name == weights.name)
             own += _run_jobs(Bench(other, task, plan, device, quiet), list(_jobs(plan, other, task, seed)), store)
         if plan.gallery:
             path, ids = map_features(bench, store.folder)

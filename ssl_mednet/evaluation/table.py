@@ -90,7 +90,7 @@ def _name(row: Row) -> str:
 
 
 def _probe(row: Row) -> str:
-    return {"linear_then_finetune": "probe, then finetune"}.get(row["protocol"], row["protocol"]).removeprefix("few_shot_")
+    return str(row["protocol"]).removeprefix("few_shot_").replace("linear_then_finetune", "probe, then finetune")
 
 
 def _amount(row: Row) -> tuple[int, float]:

@@ -192,7 +192,9 @@ def _downloaded(spec: str, name: str) -> tuple[nn.Module, str]:
 
 def _baseline(spec: str, name: str, channels: str, image_size: int) -> Weights:
     if name not in BASELINES:
-        raise RecipeError(f"{spec}: no such baseline", did_you_mean(name, BASELINES) or f"one of {', '.join(BASELINES)}")
+        raise RecipeError(
+            f"{spec}: no such baseline", did_you_mean(name, BASELINES) or f"one of {', '.join(BASELINES)}"
+        )
     model, size = BASELINES[name]
     count = CHANNEL_COUNT[channels]
     preprocessing = Preprocessing(channels, image_size or size, (0.0,) * count, (1.0,) * count)

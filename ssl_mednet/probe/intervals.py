@@ -133,7 +133,7 @@ def resample(
         blocks = [np.stack([f(w) for f in prepared]) for w in resample_weights(len(targets), groups, n, seed)]
         draws = np.concatenate([*blocks, np.empty((len(fits), 0))], axis=1)  # [D, n]
         mixed = draws[chosen.T, np.arange(n)] if len(fits) > 1 else draws
-        out[name] = Resampled(_mean(whole[:, None])[0], _mean(mixed), single)
+        out[name] = Resampled(float(_mean(whole[:, None])[0]), _mean(mixed), single)
     return out
 
 

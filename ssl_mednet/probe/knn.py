@@ -2,8 +2,8 @@
 
 The score of class c is ``sum_i [y_i = c] exp(sim_i / T)`` over the k neighbours by cosine (Wu, Xiong, Yu, Lin 2018,
 "Unsupervised feature learning via non-parametric instance discrimination", section 3.4), here divided by the sum over
-all neighbours. The search is exact: one matrix product and a partial sort for banks whose similarities fit in memory,
-faiss beyond that (which needs less, and takes two to three times as long). The order of the classes is that of lightly's ``knn_predict``, which
+all neighbours. The search is exact: one matrix product and a partial sort where the similarities fit in memory, and
+faiss, which needs less of it, for larger banks. The order of the classes is that of lightly's ``knn_predict``, which
 wants normalised features and stops when k exceeds the bank.
 """
 

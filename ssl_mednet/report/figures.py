@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import IdentityTransform, blended_transform_factory
 
 from ssl_mednet.report.curves import FEW, Reliability
@@ -103,6 +103,9 @@ def lines(
             _log_ticks(axes, ticks)
         if bottom is not None:
             axes.set_ylim(bottom=min(bottom, axes.get_ylim()[0]))
+        # Round numbers of few digits, whatever the size: the room for them is fixed.
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.4g}"))
 
     return panel(name, said, draw, width, height)
 

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/evaluate.py [--alternations 3] [--strengths 20] [--rows 12000] [--bank 20000]
 
-Both sides get the same features and the same threads and alternate in one process; a figure is the median of the ratios.
-The linear probe's sweep is ``LogisticRegression(C, max_iter=2000)`` at each of the strengths on standardised features,
+Both sides get the same features and threads and alternate in one process; a figure is the median of the ratios. The
+linear probe's sweep is ``LogisticRegression(C, max_iter=2000)`` at each of the strengths on standardised features,
 as one would write it. The last line is JSON: ``probe_vs_sklearn`` (time of their sweep over ours), ``probe_auroc_gap``
 (the largest difference of test AUROC at any strength, both solved to their default tolerance), ``knn_vs_lightly`` (time
 of ``knn_predict`` over ours, k 200).
@@ -95,7 +95,10 @@ def knn(bank_rows: int, alternations: int) -> dict[str, object]:
 
     agree = (ours().argmax(axis=1) == theirs()[:, 0].numpy()).mean()
     ratios = [timed(theirs)[0] / timed(ours)[0] for _ in range(3 * alternations)]
-    print(f"kNN: {statistics.median(ratios):.2f} times lightly's speed, {agree:.4f} of the decisions are equal", flush=True)
+    print(
+        f"kNN: {statistics.median(ratios):.2f} times lightly's speed, {agree:.4f} of the decisions are equal",
+        flush=True,
+    )
     return {
         "knn_vs_lightly": round(statistics.median(ratios), 2),
         "knn_vs_lightly_spread": [round(min(ratios), 2), round(max(ratios), 2)],

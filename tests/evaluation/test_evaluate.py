@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from ssl_mednet import evaluate, pretrain
@@ -123,6 +124,7 @@ def test_features_that_are_not_finite_are_refused(task: LabelledSet) -> None:
 
 def test_labels_without_meaning_give_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shuffled labels: a fair evaluation finds .5 within its interval, because the test rows chose nothing."""
+
     def shuffled(*args: object, **more: object) -> LabelledSet:
         honest = open_labelled(*args)  # type: ignore[arg-type]
         labels = np.random.default_rng(0).permutation(honest.labels)
@@ -142,6 +144,51 @@ def test_a_constant_backbone_scores_half(task: LabelledSet, tmp_path: Path, monk
     monkeypatch.setattr(protocols_module, "extract", constant)
     rows = evaluate(["random:test_resnet"], data=TASK, out=tmp_path, quiet=True).rows
     assert all(row["metrics"]["auroc"]["value"] == pytest.approx(0.5) for row in rows)
+
+
+def test_a_perfect_backbone_scores_one_and_its_interval_is_a_point(
+    task: LabelledSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def perfect(weights: Weights, corpus: object, rows: np.ndarray, *rest: object) -> np.ndarray:
+        return np.eye(5, dtype=np.float32)[task.labels[rows]]
+
+    monkeypatch.setattr(protocols_module, "extract", perfect)
+    said = ["protocols=[knn,linear,few_shot_centroid]", "shots=[1]", "draws=3"]
+    for row in evaluate(["random:test_resnet"], data=TASK, out=tmp_path, overrides=said, quiet=True).rows[1:]:
+        assert row["metrics"]["auroc"] == {"value": 1, "low": 1, "high": 1, "resamples": 1000}
+
+
+@pytest.fixture
+def findings(tmp_path: Path) -> Path:
+    """Pictures that have several findings or none, of patients with three pictures each."""
+    folder, rng = tmp_path / "findings", np.random.default_rng(0)
+    folder.mkdir()
+    lines = ["path,label,group"]
+    for i in range(240):
+        bright, striped = rng.random(2) < 0.4
+        picture = rng.integers(0, 80, (24, 24)) + 80 * bright
+        picture[::4] += 60 * striped
+        Image.fromarray(picture.astype(np.uint8)).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,{'|'.join(n for n, has in (('bright', bright), ('striped', striped)) if has)},p{i // 3}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_several_findings_an_image_and_groups_go_all_the_way(findings: Path, tmp_path: Path) -> None:
+    said = ["protocols=[knn,linear,few_shot_linear,robustness]", "labels=[0.1,1.0]", "draws=3", "resamples=100"]
+    rows = evaluate(["baseline:histogram"], data=str(findings), out=tmp_path / "out", overrides=said, quiet=True).rows
+    assert [(r["protocol"], r["labels"]) for r in rows] == [
+        ("majority", 1.0), ("knn", 0.1), ("knn", 1.0), ("linear", 0.1), ("linear", 1.0), ("robustness", 1.0),
+    ]  # fmt: skip
+    assert all(r["kind"] == "multi-label" and r["grouped"] and r["splits_made"] for r in rows)
+    full = rows[4]
+    assert full["metrics"]["auroc"]["value"] > 0.95
+    assert set(full["per_class"]["auroc"]) == {"bright", "striped"}
+    assert "operating_point" not in full
+    assert "ece_calibrated" in full["metrics"]
+    console = Console(width=80, record=True, file=(tmp_path / "out.txt").open("w"))
+    show(rows, console=console)
+    assert "bootstrap over groups" in console.export_text()
 
 
 @pytest.mark.parametrize("name", list_shipped("eval"))

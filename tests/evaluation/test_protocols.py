@@ -97,7 +97,9 @@ def test_few_shot_linear_is_scikit_learns_regression_at_the_chosen_strength(benc
     np.testing.assert_allclose(outcome.scores[1], expected, atol=5e-3)
 
 
-@pytest.mark.parametrize(("protocol", "amounts"), [("few_shot_linear", (1, 50)), ("linear", (0.1, 1.0)), ("knn", (0.1, 1.0))])
+@pytest.mark.parametrize(
+    ("protocol", "amounts"), [("few_shot_linear", (1, 50)), ("linear", (0.1, 1.0)), ("knn", (0.1, 1.0))]
+)
 def test_more_labels_help(task: LabelledSet, protocol: str, amounts: tuple[float, float]) -> None:
     bench = bench_of(task)
     values = []

@@ -146,7 +146,10 @@ def test_files_can_be_read_by_others_and_say_where_they_come_from(results: Resul
 
 def test_the_gallery_shows_test_images_their_neighbours_and_the_mistakes(results: Results) -> None:
     row = row_of(results, "knn")
-    with np.load(results.path.parent / row["gallery"]) as shown, np.load(results.path.parent / "gallery" / "phantoms-gray.npz") as pictures:
+    with (
+        np.load(results.path.parent / row["gallery"]) as shown,
+        np.load(results.path.parent / "gallery" / "phantoms-gray.npz") as pictures,
+    ):
         known = set(pictures["rows"].tolist())
         assert set(shown["sample"].tolist()) <= known
         assert set(shown["neighbours"].ravel().tolist()) <= known

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ssl_mednet.probe import METRICS, Interval, paired_bootstrap
+from ssl_mednet.report.build import report
 
 WEIGHTS = {"runs/gray": 1.6, "random:resnet10t": 0.7, "imagenet:efficientnet_lite0": 1.2}  # how well each tells apart
 CORRUPTIONS = ("gaussian_noise", "blur", "motion")
@@ -201,3 +202,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read only."""
     return write_run(tmp_path_factory.mktemp("runs") / "gray")
+
+
+@pytest.fixture(scope="session")
+def written(results: Path, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The report on both, and its tables."""
+    return report([results, run_folder], tmp_path_factory.mktemp("out") / "sub" / "all.html")
