@@ -42,10 +42,9 @@ def corruptions_of(name: str) -> tuple[str, ...]:
 def corrupt(batch: ImageBatch, name: str, severity: int, seed: int = 0) -> Tensor:
     """The images of a batch, corrupted, each at its own size; the caller chooses by the modality of its rows.
 
-    Every row is corrupted by itself: its result depends, to the bit, on its image, its number, the severity and the
-    seed only. Outside the mask of its modality's policy (the fan of ultrasound, the disc of a fundus photograph)
-    nothing changes. Windows move on the stored values of rows that hold Hounsfield units, on the finished picture of
-    others. A picture that has no more detail than a severity of ``low_resolution`` or ``gibbs_ringing`` leaves stays as
+    What becomes of a row depends on its image, its number, the severity and the seed only, up to rounding. Outside the
+    mask of its modality's policy (the fan of ultrasound, the disc of a fundus photograph) nothing changes. Windows move
+    on the stored values of rows that hold Hounsfield units, on the finished picture of others. A picture that has no more detail than a severity of ``low_resolution`` or ``gibbs_ringing`` leaves stays as
     it is; so do the first severities of both at 28 pixels.
 
     Args:
@@ -65,14 +64,22 @@ def corrupt(batch: ImageBatch, name: str, severity: int, seed: int = 0) -> Tenso
     u = draws.uniform("drawn", op.numbers)
     out = torch.empty(batch.pixels.shape, device=batch.pixels.device)
     with torch.autocast(batch.pixels.device.type, enabled=False):
-        for i, (height, width) in enumerate(batch.sizes.tolist()):
+        for index in _alike(batch):
+            height, width = batch.sizes[index[0]].tolist()
             frame = Frame(height, width)
-            drawn = op.parameters_from(u[i : i + 1])
+            drawn = op.parameters_from(u[index.to(u.device)])
             params = drawn | corruption.fix(drawn, corruption.amounts[severity - 1], frame)
-            changed = _corrupted(corruption, _cut_out(batch, i, frame), params, frame)
+            changed = _corrupted(corruption, _cut_out(batch, index, frame), params, frame)
             beyond = (0, out.shape[3] - width, 0, out.shape[2] - height)
-            out[i] = F.pad(changed, beyond, mode="replicate")[0]
+            out[index.to(out.device)] = F.pad(changed, beyond, mode="replicate")
     return out
+
+
+def _alike(batch: ImageBatch) -> list[Tensor]:
+    """Rows ``[K]`` (on the CPU) of one size, modality and kind of stored value, which are done together."""
+    kind = torch.cat([batch.sizes.cpu(), batch.modality[:, None], batch.hounsfield.cpu()[:, None]], dim=1)
+    _, group = torch.unique(kind, dim=0, return_inverse=True)
+    return [(group == number).nonzero()[:, 0] for number in range(int(group.max()) + 1)]
 
 
 def _find(name: str, severity: int, channels: int) -> Corruption:
@@ -92,25 +99,25 @@ def _op(corruption: Corruption, settings: dict[str, float] | None = None) -> Row
     return op
 
 
-def _cut_out(batch: ImageBatch, row: int, frame: Frame) -> ImageBatch:
-    """One row on a canvas of its own size, in memory of its own: not even the order of a sum depends on the batch."""
-    one = batch.take(torch.tensor([row]))
-    pixels = one.pixels[:, :, : frame.height, : frame.width].contiguous()
-    return ImageBatch(pixels, one.sizes, one.window, one.modality, one.rows)
+def _cut_out(batch: ImageBatch, index: Tensor, frame: Frame) -> ImageBatch:
+    """Rows of one size on a canvas of their own size."""
+    some = batch.take(index)
+    pixels = some.pixels[:, :, : frame.height, : frame.width].contiguous()
+    return ImageBatch(pixels, some.sizes, some.window, some.modality, some.rows)
 
 
-def _corrupted(corruption: Corruption, one: ImageBatch, params: Params, frame: Frame) -> Tensor:
-    """``[1, C, H, W]`` of a batch of one image."""
-    room = {corruption.room: float(params[corruption.room])} if corruption.room else {}
+def _corrupted(corruption: Corruption, some: ImageBatch, params: Params, frame: Frame) -> Tensor:
+    """``[K, C, H, W]`` of rows of one size, modality and kind of stored value."""
+    room = {corruption.room: float(params[corruption.room].max())} if corruption.room else {}
     op = _op(corruption, room)
-    image = one.unit()
-    if isinstance(op, RandomWindow) and bool(one.hounsfield):
-        window = op.change_window(one.window, params)
-        return ImageBatch(one.pixels, one.sizes, window, one.modality, one.rows).unit()
-    changed = _on_raster(op, image, params, frame) if corruption.grain else op.change(image, params)
-    mask = POLICIES.get(policy_name(BY_MODALITY, BY_CODE[int(one.modality)].name)).mask
+    if isinstance(op, RandomWindow) and bool(some.hounsfield.all()):
+        window = op.change_window(some.window, params)
+        return ImageBatch(some.pixels, some.sizes, window, some.modality, some.rows).unit()
+    images = some.unit()
+    changed = _on_raster(op, images, params, frame) if corruption.grain else op.change(images, params)
+    mask = POLICIES.get(policy_name(BY_MODALITY, BY_CODE[int(some.modality[0])].name)).mask
     if mask:
-        return torch.where(MASKS.get(mask)(image, one.sizes) > 0, changed, image)
+        return torch.where(MASKS.get(mask)(images, some.sizes) > 0, changed, images)
     return changed
 
 

@@ -34,6 +34,7 @@ def report(folders: Sequence[str | Path], out: str | Path = "report.html", table
     path = Path(out).expanduser()
     if path.suffix != ".html":
         raise UserError(f"{path}: a report is an .html page", "choose --out report.html")
+    _make_room(path)
     study = load_study([folders] if isinstance(folders, str | Path) else folders)
     tasks = sort_into_tasks(study)
     references = load_references()
@@ -45,10 +46,15 @@ def report(folders: Sequence[str | Path], out: str | Path = "report.html", table
         texts[path.with_suffix(".md")] = markdown(title(tasks, study.runs), tasks, named, page.notes)
         texts[path.with_suffix(".csv")] = as_csv(tasks)
         texts[path.with_suffix(".tex")] = latex(tasks)
+    for target, text in texts.items():
+        target.write_text(text, encoding="utf-8")
+    return list(texts)
+
+
+def _make_room(path: Path) -> None:
+    """Find out before the work whether its result can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for target, text in texts.items():
-            target.write_text(text, encoding="utf-8")
+        path.touch()
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error}", "choose another --out") from error
-    return list(texts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -22,7 +23,7 @@ from ssl_mednet.report.theme import DASHES, MARKERS, PLACEHOLDERS, SERIES, theme
 
 INK, MUTED, RULE, PAPER = (PLACEHOLDERS[name] for name in ("ink", "muted", "rule", "paper"))
 WIDTH, HEIGHT = 304, 250  # of a panel, pixels
-# Room for labels, pixels. Fixed, so that panels side by side line up, and because measuring text takes most of the time.
+# Room for labels, pixels. Fixed, so that panels side by side line up, and because measuring text would take most time.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 26, 44
 _STYLE = {
     "svg.fonttype": "none",
@@ -120,7 +121,7 @@ def roc_panel(
         for curve in curves:
             _draw(axes, curve, markers=False)
         for x, y, series in points:
-            look = {"marker": MARKERS[series % len(MARKERS)], "markersize": 9, "markeredgecolor": INK}
+            look: dict[str, Any] = {"marker": MARKERS[series % len(MARKERS)], "markersize": 9, "markeredgecolor": INK}
             axes.plot([x], [y], color=SERIES[series % len(SERIES)], zorder=5, **look)
         _unit_square(axes)
 
@@ -138,7 +139,7 @@ def reliability_panel(name: str, said: AxisText, bins: Reliability, series: int)
         top.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         top.plot(bins.confidence[filled], bins.frequency[filled], color=color, linewidth=1.2)
         for chosen, face in ((thick, color), (filled & ~thick, PAPER)):
-            look = {"marker": "o", "markersize": 6, "markerfacecolor": face, "markeredgecolor": color}
+            look: dict[str, Any] = {"marker": "o", "markersize": 6, "markerfacecolor": face, "markeredgecolor": color}
             top.plot(bins.confidence[chosen], bins.frequency[chosen], linestyle="none", **look)
         _unit_square(top)
         edges = np.linspace(0, 1, len(bins.count) + 1)
@@ -173,7 +174,7 @@ def _render(name: str, label: str, draw: Callable[[Figure], None], width: int, h
 
 
 def _draw(axes: Axes, curve: Line, markers: bool) -> None:
-    look = {"marker": MARKERS[curve.series % len(MARKERS)], "markersize": 5} if markers else {}
+    look: dict[str, Any] = {"marker": MARKERS[curve.series % len(MARKERS)], "markersize": 5} if markers else {}
     axes.plot(curve.x, curve.y, color=SERIES[_nth(curve)], linestyle=DASHES[curve.series % len(DASHES)], **look)
 
 

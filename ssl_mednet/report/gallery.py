@@ -92,7 +92,7 @@ def build_gallery(task: Task, proof: Proof | None) -> Gallery:
 
 def _sheets(task: Task, gallery: Gallery) -> dict[str, Sheet]:
     """One sheet a results folder: ids of images count within the folder's own data."""
-    sheets = {}
+    sheets: dict[str, Sheet] = {}
     for folder, name in dict.fromkeys((r.folder, r.task) for r in task.rows):
         try:
             sheets[str(folder)] = make_sheet(f"{task.anchor}-sheet-{len(sheets)}", load_thumbnails(folder, name))
@@ -133,9 +133,7 @@ def _neighbours(
     return shown
 
 
-def _map(
-    task: Task, series: Series, embedding: Embedding, found: Predictions | None, sheet: Sheet | None
-) -> Map:
+def _map(task: Task, series: Series, embedding: Embedding, found: Predictions | None, sheet: Sheet | None) -> Map:
     said = _names(task, found)
     unknown = ("not known", "", -1)
     texts = [said.get(int(row), unknown) for row in embedding.sample]

@@ -23,19 +23,6 @@ PROTOCOL_HELP = {
     "finetune": "the whole network is trained further with the labels",
     "linear_then_finetune": "a linear probe first, then the whole network from there",
 }
-GLOSSARY = (
-    ("weights", "A network with its numbers, as it comes out of pretraining, or untrained (random:), or trained on photographs (imagenet:). baseline: is a simple rule without any network."),
-    ("AUROC", "The probability that of two images, one of the class and one not, the first gets the higher score. 0.5 is a coin, 1 is perfect; for more than two classes the mean over all classes, each against the rest."),
-    ("average precision", "How pure the top of the ranking is, averaged over all classes; it falls where a class is rare and drowned in false alarms."),
-    ("balanced accuracy", "The share decided right, class by class, then the mean: a rare class counts as much as a common one."),
-    ("macro F1", "The mean over classes of the harmonic mean of precision and sensitivity."),
-    ("quadratic kappa", "Agreement beyond chance for ordered grades; far-off mistakes count more. 1 is perfect, 0 is chance."),
-    ("ECE", "Expected calibration error: how far confidence and the share that comes true lie apart, on average (15 bins)."),
-    ("95 % interval", "Where the figure would fall in 95 of 100 test sets drawn like this one, by drawing from this one again and again (bootstrap). Where the data names patients, lesions or slides, these are drawn whole."),
-    ("better, worse, cannot tell", "Two sets of weights compared on the same drawn test images. p is the probability of a difference at least as large if there were none; it is not corrected for how many comparisons are made."),
-    ("few-shot", "Only so many labelled images a class are used, drawn at random several times; the figure is the mean over the draws."),
-    ("validation images", "Images apart from training and test, on which everything that can be chosen is chosen. Test images choose nothing."),
-)  # fmt: skip
 
 
 def render(page: Page, version: str) -> str:
@@ -66,7 +53,6 @@ def render(page: Page, version: str) -> str:
         script_hash=base64.b64encode(digest).decode(),
         light=theme.variables(theme.LIGHT, theme.SERIES_LIGHT),
         dark=theme.variables(theme.DARK, theme.SERIES_DARK),
-        glossary=GLOSSARY,
         version=version,
     )
 

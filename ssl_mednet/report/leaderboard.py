@@ -135,7 +135,9 @@ def overview(tasks: Sequence[Task]) -> Overview:
     lines = []
     for _, one in sorted(series.items()):
         found = [column.get(one.label) for column in columns]
-        cells = [(c.row.metric("auroc") if c else None, c is not None and c is b) for c, b in zip(found, best, strict=True)]
+        cells = [
+            (c.row.metric("auroc") if c else None, c is not None and c is b) for c, b in zip(found, best, strict=True)
+        ]
         lines.append((one, cells))
     sentences = [(t, _sentence(t, p, [*c.values()])) for (t, p), c in zip(shown, columns, strict=True)]
     return Overview(shown, lines, sentences)

@@ -139,7 +139,7 @@ def _add_results(study: Study, folder: Path) -> None:
 
 
 def _merge(study: Study, folder: Path, rows: list[Row]) -> None:
-    """Rows that are new; weights that share their name with others measured in the same way get the folder beside it."""
+    """Rows that are new; weights whose name is taken by others measured in the same way get their folder beside it."""
     known = {row.key: row for row in study.rows}
     taken = {(row.test_set, row.setting, row.label) for row in study.rows}
     new = [row for row in rows if row.key not in known]

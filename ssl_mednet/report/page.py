@@ -141,19 +141,24 @@ def build_page(study: Study, tasks: Sequence[Task], published: dict[str, list[Be
 
 def title(tasks: Sequence[Task], runs: Sequence[PretrainingRun]) -> str:
     """What the report is about."""
-    return f"Evaluation: {words.join(t.name for t in tasks)}" if tasks else f"Pretraining: {words.join(r.name for r in runs)}"
+    return (
+        f"Evaluation: {words.join(t.name for t in tasks)}"
+        if tasks
+        else f"Pretraining: {words.join(r.name for r in runs)}"
+    )
 
 
 def _lead(tasks: Sequence[Task], runs: Sequence[PretrainingRun]) -> str:
     if not tasks:
-        return f"What {words.count(len(runs), 'pretraining run')} wrote about {'itself' if len(runs) == 1 else 'themselves'}."
+        one = len(runs) == 1
+        return f"What {words.count(len(runs), 'pretraining run')} wrote about {'itself' if one else 'themselves'}."
     names = dict.fromkeys(s.name for t in tasks for s in t.series.values() if any(r.label == s.label for r in t.rows))
     names.pop("baseline:majority", None)
     images = sum(t.one.n for t in tasks)
     where = words.count(len(tasks), "labelled set")
     return (
-        f"How well {words.join(names)} {'serves' if len(names) == 1 else 'serve'} to tell medical images apart, measured on "
-        f"{where} with {images:,} test images that took no part in training or in any choice."
+        f"How well {words.join(names)} {'serves' if len(names) == 1 else 'serve'} to tell medical images apart, "
+        f"measured on {where} with {images:,} test images that took no part in training or in any choice."
     )
 
 

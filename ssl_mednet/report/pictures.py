@@ -65,7 +65,7 @@ def make_sheet(name: str, thumbnails: Thumbnails) -> Sheet:
 
 
 def on_map(xy: np.ndarray, width: int, height: int, margin: float = 14) -> tuple[np.ndarray, int]:
-    """Coordinates ``[n, 2]`` on a drawing, y downwards, and its height, at most ``height``; both axes have one scale."""
+    """Coordinates ``[n, 2]`` on a drawing, y downwards, one scale on both axes; and its height, at most ``height``."""
     low, high = xy.min(axis=0), xy.max(axis=0)
     span = np.maximum(high - low, 1e-12)
     scale = min((width - 2 * margin) / span[0], (height - 2 * margin) / span[1])

@@ -156,9 +156,7 @@ def label_curves(task: Task) -> list[Panel]:
     return panels
 
 
-def _label_panel(
-    task: Task, protocol: str, places: list[tuple[float | None, int | None]], by_shots: bool
-) -> Panel:
+def _label_panel(task: Task, protocol: str, places: list[tuple[float | None, int | None]], by_shots: bool) -> Panel:
     at = [float((shots if by_shots else labels) or 0) for labels, shots in places]
     ticks = {x: f"{x:g}" if by_shots else words.share(x) for x in at}
     found: dict[int, list[tuple[float, Cell]]] = {}

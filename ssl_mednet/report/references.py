@@ -1,4 +1,4 @@
-"""Published results beside ours, and the truth about what differs: answered from what the row says, not from its name."""
+"""Published results beside ours, and the truth about what differs: answered from what the row says of itself."""
 
 from __future__ import annotations
 
@@ -145,7 +145,8 @@ def same_protocol(protocol: PublishedProtocol, result: PublishedResult, row: Row
         return f"No: {ours} with {words.labels_used(row.labels, row.shots)} of the labels."
     if not row.weights.startswith(protocol.weights):
         return f"No: {ours} that starts from {_start(row)}, there {protocol.words}."
-    return f"The same kind: {protocol.words}; but {row.architecture or 'our network'} and our schedule, there {result.method}."
+    ours = f"{row.architecture or 'our network'} and our schedule"
+    return f"The same kind: {protocol.words}; but {ours}, there {result.method}."
 
 
 def _start(row: Row) -> str:

@@ -156,7 +156,9 @@ def _csv_row(task: Task, cell: Cell) -> dict[str, object]:
     if compared:
         values = (task.series[task.first].name, compared.metric, compared.value, compared.low, compared.high)
         found |= dict(zip(_VERDICT, (*values, compared.p, compared.verdict), strict=True))
-    return {k: words.NOTHING if isinstance(v, float) and math.isnan(v) else v for k, v in found.items() if v is not None}
+    return {
+        k: words.NOTHING if isinstance(v, float) and math.isnan(v) else v for k, v in found.items() if v is not None
+    }
 
 
 # --- LaTeX ------------------------------------------------------------------------------------------------------------

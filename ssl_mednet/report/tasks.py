@@ -112,7 +112,8 @@ class Task:
             plural = "s" if len(row.splits_made) > 1 else ""
             said.append(f"{words.join(row.splits_made)} split{plural} made here, not by the source")
         if row.skipped:
-            said.append(f"{words.count(row.skipped, 'file')} could not be read and {'was' if row.skipped == 1 else 'were'} left out")
+            were = "was" if row.skipped == 1 else "were"
+            said.append(f"{words.count(row.skipped, 'file')} could not be read and {were} left out")
         return "; ".join(said)
 
     @property

@@ -238,11 +238,32 @@ def test_a_single_row_left_over_does_not_break_batch_norm(task: LabelledSet) -> 
 def test_few_rows_are_passed_over_often_and_a_cap_is_a_cap() -> None:
     few = schedule(20, epochs=5, batch_size=16, min_steps=100)
     assert (few.passes, few.steps, few.epochs) == (10, 100, 5)
+    assert schedule(20, epochs=5, batch_size=16, min_steps=101).steps == 110  # at least
     rows = np.concatenate([rows for _, rows in few.epoch(2)])
     assert set(np.bincount(rows)[100:]) == {10}
     capped = schedule(50, epochs=3, batch_size=16, max_steps=6)
     assert (capped.steps, capped.epochs) == (6, 2)
     assert [step for step, _ in capped.epoch(2)] == [4, 5]
+
+
+def test_augmentation_is_drawn_from_seed_step_and_row(task: LabelledSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, int, tuple[int, ...]]] = []
+    made: list[tuple[Any, ...]] = []
+    draws, views = module.Draws, module.ViewMaker
+
+    def spy(seed: int, step: int, rows: torch.Tensor, **more: Any) -> Any:
+        drawn.append((seed, step, tuple(rows.tolist())))
+        return draws(seed, step, rows, **more)
+
+    monkeypatch.setattr(module, "Draws", spy)
+    monkeypatch.setattr(module, "ViewMaker", lambda *a: made.append(a) or views(*a))
+    weights = weights_of("random:test_vit")
+    run(weights, task, seed=7, strength=0.3, min_crop=0.4)
+    plan = Schedule.of(task.splits["train"], FinetuneSection(**SHORT), 7)
+    assert drawn == [(7, step, tuple(rows)) for epoch in (1, 2) for step, rows in plan.epoch(epoch)]
+    ((view,), *rest) = made[0]
+    assert (view.scale, view.intensity, view.size) == ((0.4, 1.0), True, 1.0)
+    assert rest == ["by_modality", 0.3, 32, weights.preprocessing.mean, weights.preprocessing.std]
 
 
 # --- what it minimises ----------------------------------------------------------------------------------------------

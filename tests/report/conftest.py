@@ -15,6 +15,7 @@ from ssl_mednet.probe import METRICS, Interval, paired_bootstrap
 from ssl_mednet.report.build import report
 
 WEIGHTS = {"runs/gray": 1.6, "random:resnet10t": 0.7, "imagenet:efficientnet_lite0": 1.2}  # how well each tells apart
+ALL = ("linear", "finetune", "knn")
 CORRUPTIONS = ("gaussian_noise", "blur", "motion")
 SHOTS, SHARES = (1, 5, 10, 50), (0.01, 0.1, 1.0)
 REPORTED = ("auroc", "average_precision", "accuracy", "balanced_accuracy", "macro_f1", "ece")
@@ -32,8 +33,10 @@ class Writer:
         for name in ("predictions", "gallery"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
-    def task(self, name: str, classes: list[str], n: int, side: int, depth: int, **facts: Any) -> None:
-        """All protocols of all weights on one task, and its gallery."""
+    def task(
+        self, name: str, classes: list[str], n: int, side: int, depth: int, protocols: tuple[str, ...], **facts: Any
+    ) -> None:
+        """These protocols on all labels, and all others, of all weights on one task; and its gallery."""
         multilabel = facts.get("kind") == "multi-label"
         shape = (n, len(classes)) if multilabel else n
         self.targets = self.rng.integers(0, 2 if multilabel else len(classes), shape)
@@ -43,14 +46,16 @@ class Writer:
         self.facts = {"kind": "multi-class", "grouped": False, "splits_made": [], "skipped": 0} | facts
         self._majority()
         for weights, skill in WEIGHTS.items():
-            for protocol, plus in (("linear", 0.0), ("knn", -0.3), ("finetune", 0.3)):
-                self._full(weights, protocol, skill + plus)
+            for protocol in protocols:
+                self._full(weights, protocol, skill + {"knn": -0.3, "finetune": 0.3}.get(protocol, 0.0))
             for share in SHARES[:-1]:
                 self._draws(weights, "linear", skill * (0.5 + share), {"labels": share})
             if not multilabel:
                 for shots in SHOTS:
                     for protocol in ("few_shot_linear", "few_shot_centroid"):
-                        self._draws(weights, protocol, skill * np.log10(shots + 2) / 2, {"shots": shots, "labels": None})
+                        self._draws(
+                            weights, protocol, skill * np.log10(shots + 2) / 2, {"shots": shots, "labels": None}
+                        )
             self._robustness(weights, skill)
             self._map(weights, skill)
         self._thumbnails(side, depth)
@@ -129,20 +134,20 @@ class Writer:
         xy = 2 * skill * np.stack([np.cos(angle), np.sin(angle)], axis=1) + self.rng.normal(size=(80, 2))
         near = self.rng.integers(0, 40, (4, 6))
         known = self.targets.ndim == 1
-        np.savez_compressed(
-            self.folder / "gallery" / f"{_slug(self.name)}--{_slug(weights)}.npz",
-            sample=sample, xy=xy.astype(np.float32), explained=np.array([0.41, 0.123]), queries=sample[:4], neighbours=near,
-            similarity=np.sort(self.rng.uniform(0.5, 1, near.shape))[:, ::-1],
-            query_labels=labels[:4] if known else np.full(4, -1),
-            neighbour_labels=near % len(self.classes) if known else np.full(near.shape, -1),
-        )  # fmt: skip
+        path = self.folder / "gallery" / f"{_slug(self.name)}--{_slug(weights)}.npz"
+        similarity = np.sort(self.rng.uniform(0.5, 1, near.shape))[:, ::-1]
+        arrays = {"sample": sample, "xy": xy.astype(np.float32), "explained": np.array([0.41, 0.123])}
+        arrays |= {"queries": sample[:4], "neighbours": near, "similarity": similarity}
+        arrays["query_labels"] = labels[:4] if known else np.full(4, -1)
+        arrays["neighbour_labels"] = near % len(self.classes) if known else np.full(near.shape, -1)
+        np.savez_compressed(path, **arrays)
 
     def _thumbnails(self, side: int, depth: int) -> None:
         rows = np.concatenate([np.arange(40), self.ids])
         y, x = np.mgrid[:side, :side] / side - 0.5
         pictures = []
         for row in rows:
-            dx, dy, r = self.rng.uniform(-0.2, 0.2, 3) + (0, 0, 0.3)
+            dx, dy, r = self.rng.uniform((-0.2, -0.2, 0.1), (0.2, 0.2, 0.5))
             blob = np.exp(-(((x - dx) ** 2 + (y - dy) ** 2) / r**2) * 8)
             tint = np.array([1.0, 0.6, 0.4])[:depth] if depth == 3 else np.ones(1)
             pictures.append((blob[..., None] * tint * 200 + 20 + row % 30).clip(0, 255).astype(np.uint8))
@@ -167,12 +172,13 @@ def write_results(folder: Path, tasks: tuple[str, ...] = ("gray", "color", "labe
     """A results folder with some of the three tasks."""
     writer = Writer(folder, seed)
     if "gray" in tasks:
-        writer.task("brain_mri", ["glioma", "meningioma", "no tumor"], 150, 48, 1, splits_made=["val"], skipped=3)
+        writer.task("brain_mri", ["glioma", "meningioma", "no tumor"], 150, 48, 1, ALL, splits_made=["val"], skipped=3)
     if "color" in tasks:
-        writer.task("skin", ["benign", "malignant"], 120, 56, 3, grouped=True, channels="color")
+        writer.task("skin", ["benign", "malignant"], 120, 56, 3, ALL[:1], grouped=True, channels="color")
     if "labels" in tasks:
         findings = ["effusion", "mass", "cardiomegaly & co <b>"]
-        writer.task("medmnist:chestmnist", findings, 120, 28, 1, kind="multi-label", source="medmnist:chestmnist?size=64")
+        facts = {"kind": "multi-label", "source": "medmnist:chestmnist?size=64"}
+        writer.task("medmnist:chestmnist", findings, 120, 28, 1, ALL[:2], **facts)
     return writer.finish()
 
 
@@ -184,7 +190,9 @@ def write_run(folder: Path) -> Path:
     (folder / "environment.json").write_text(json.dumps({"python": "3.11", "packages": {"torch": "2.8.0"}}))
     lines = [f"{s},{2 / s:.4f},0.001,{'' if s == 1 else 0.9}" for s in range(1, 60, 5)]
     (folder / "metrics.csv").write_text("\n".join(["step,loss,lr,feature_std", *lines]) + "\n")
-    Image.fromarray(np.arange(64 * 192, dtype=np.uint8).reshape(64, 192)).save(folder / "pictures" / "reconstruction.png")
+    Image.fromarray(np.arange(64 * 192, dtype=np.uint8).reshape(64, 192)).save(
+        folder / "pictures" / "reconstruction.png"
+    )
     sha = f"{'runs/gray':0>64}"
     (folder / "backbone" / "config.json").write_text(json.dumps({"ssl_mednet": {"sha256": sha}}))
     card = f"# gray\n\n| | |\n| --- | --- |\n| input | gray, 64 x 64 |\n| sha256 | `{sha}` |\n"

@@ -94,14 +94,14 @@ def test_weights_of_one_name_in_two_folders_are_told_apart(results: Path, copy: 
 
 def test_seeds_of_one_setting_are_one_cell(copy: Path) -> None:
     def more_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        own = [r for r in rows if r["protocol"] == "finetune" and r["task"] == "skin"]
+        own = [r for r in rows if r["protocol"] == "finetune" and r["task"] == "brain_mri"]
         moved = [json.loads(json.dumps(r)) | {"seed": 1, "key": r["key"] + "s"} for r in own]
         for row in moved:
             row["metrics"]["auroc"]["value"] = 0.5
         return rows + moved
 
     change(copy, more_seeds)
-    cell = sort_into_tasks(load_study([copy]))[1].cells("finetune")[0]
+    cell = sort_into_tasks(load_study([copy]))[0].cells("finetune")[0]
     assert cell.row.seed == 0
     assert [r.seed for r in cell.other_seeds] == [1]
     assert cell.seeds.startswith("2 seeds: mean 0.7")

@@ -56,7 +56,7 @@ def test_series_can_be_told_apart(name: str, vision: str) -> None:
         assert np.linalg.norm(one - other) > 15, (i, j)
 
 
-def figure(name: str = "one", title: str = "costs $5 & <b>") -> str:
+def figure(name: str = "one", title: str = "costs $5 & <b> of $9") -> str:
     return lines(name, AxisText(title, "x", "y", 'said "so"'), [Line([1, 2, 3], [1, 2, 4], 1, [0, 1, 3], [2, 3, 5])])
 
 
@@ -68,7 +68,7 @@ def test_a_figure_takes_all_colors_and_the_font_from_the_page() -> None:
     assert set(re.findall(r"font-family: ([^;\"]+)", svg)) == {"inherit"}
     assert "<style" not in svg
     assert "http" not in svg.replace("http://www.w3.org", "")
-    assert "costs $5 &amp; &lt;b&gt;" in svg
+    assert "costs $5 &amp; &lt;b&gt; of $9" in svg
     assert 'aria-label="said &#34;so&#34;"' in svg
 
 
