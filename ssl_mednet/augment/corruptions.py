@@ -44,8 +44,9 @@ def corrupt(batch: ImageBatch, name: str, severity: int, seed: int = 0) -> Tenso
 
     What becomes of a row depends on its image, its number, the severity and the seed only, up to rounding. Outside the
     mask of its modality's policy (the fan of ultrasound, the disc of a fundus photograph) nothing changes. Windows move
-    on the stored values of rows that hold Hounsfield units, on the finished picture of others. A picture that has no more detail than a severity of ``low_resolution`` or ``gibbs_ringing`` leaves stays as
-    it is; so do the first severities of both at 28 pixels.
+    on the stored values of rows that hold Hounsfield units, on the finished picture of others. A picture that has no
+    more detail than a severity of ``low_resolution`` or ``gibbs_ringing`` leaves stays as it is; so do the first
+    severities of both at 28 pixels.
 
     Args:
         name: one of :data:`~ssl_mednet.augment.severities.CORRUPTIONS`; see :func:`corruptions_of`.

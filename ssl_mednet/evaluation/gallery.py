@@ -11,9 +11,9 @@ from sklearn.decomposition import PCA
 
 from ssl_mednet.augment.views import resize
 from ssl_mednet.data.labelled import LabelledSet
-from ssl_mednet.draws import stable_hash
 from ssl_mednet.evaluation.protocols import Bench
 from ssl_mednet.evaluation.results import Row
+from ssl_mednet.evaluation.subsets import balanced
 
 FOLDER = "gallery"
 SIDE = 56  # of a thumbnail, pixels
@@ -30,7 +30,7 @@ def map_features(bench: Bench, folder: Path) -> tuple[Path, np.ndarray]:
     """
     task, test = bench.task, bench.task.splits["test"]
     features = bench.features("test").astype(np.float64)
-    sample = _sample(task, bench.suite.gallery)
+    sample = np.sort(balanced(task.labels[test], bench.suite.gallery))
     with np.errstate(invalid="ignore"):  # a constant backbone has no variance to explain
         pca = PCA(min(2, *features.shape), svd_solver="full").fit(features)
     plane = np.zeros((len(sample), 2), np.float32)
@@ -38,7 +38,7 @@ def map_features(bench: Bench, folder: Path) -> tuple[Path, np.ndarray]:
     explained = np.zeros(2)
     explained[: pca.n_components_] = np.nan_to_num(pca.explained_variance_ratio_)
 
-    queries = sample[_spread_over_classes(task.labels[test[sample]], QUERIES)]
+    queries = sample[balanced(task.labels[test[sample]], QUERIES)]
     index = faiss.IndexFlatIP(features.shape[1])
     index.add(_unit(bench.features("train")))
     similarity, neighbours = index.search(_unit(bench.features("test")[queries]), min(NEIGHBOURS, index.ntotal))
@@ -81,23 +81,6 @@ def worst_mistakes(row: Row, folder: Path) -> np.ndarray:
 def slug(name: str) -> str:
     """A name as a part of a file's name: ``runs/gray`` is ``runs-gray``."""
     return re.sub(r"[^\w.]+", "-", name).strip("-")
-
-
-def _sample(task: LabelledSet, count: int) -> np.ndarray:
-    """Positions among the test rows: of each class as many as of the others, as far as there are."""
-    return np.sort(_spread_over_classes(task.labels[task.splits["test"]], count))
-
-
-def _spread_over_classes(labels: np.ndarray, count: int) -> np.ndarray:
-    """At most ``count`` positions, going round the classes; multi-label rows are drawn at large."""
-    order = np.random.default_rng(stable_hash(len(labels), "gallery")).permutation(len(labels))
-    if labels.ndim == 2:
-        return order[:count]
-    turn = np.empty(len(labels), np.int64)
-    for number in np.unique(labels):
-        members = order[labels[order] == number]
-        turn[members] = np.arange(len(members))
-    return order[np.argsort(turn[order], kind="stable")][:count]
 
 
 def _numbers(task: LabelledSet, ids: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.errors import DataError
 from ssl_mednet.evaluation.features import Corruption, extract
 from ssl_mednet.evaluation.finetune import finetune
-from ssl_mednet.evaluation.subsets import few_shot, fraction
+from ssl_mednet.evaluation.subsets import balanced, few_shot, fraction
 from ssl_mednet.evaluation.suite import Suite
 from ssl_mednet.evaluation.weights import Weights
 from ssl_mednet.probe import LinearProbe, fit_linear, fit_path, knn_scores, select_k
@@ -53,6 +53,7 @@ class Outcome:
     Args:
         scores: ``[N, C]`` probabilities of the test rows; ``[D, N, C]`` of D draws of labels.
         n_train: how many labelled images were used (by each draw).
+        test: positions of those rows among the test rows; None: all.
         val_scores: ``[N, C]`` of the val rows, to calibrate on; None where there are draws.
         chosen: hyper-parameters and how they came about.
         more: further entries of the row.
@@ -61,6 +62,7 @@ class Outcome:
     scores: np.ndarray
     n_train: int
     val_scores: np.ndarray | None = None
+    test: np.ndarray | None = None
     chosen: dict[str, Any] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
 
@@ -77,11 +79,12 @@ class Bench:
     _features: dict[tuple[str, Corruption | None], np.ndarray] = field(default_factory=dict)
 
     def features(self, split: str, corruption: Corruption | None = None) -> np.ndarray:
-        """``[N, D]`` of the rows of a split, in its order."""
+        """``[N, D]`` of the rows of a split, in its order; of corrupted images those that are ``tried``."""
         key = (split, corruption)
         if key not in self._features:
             title = f"features, {split}" + ("" if corruption is None else f", {corruption[0]} {corruption[1]}")
             rows = self.task.splits[split]
+            rows = rows if corruption is None else rows[self.tried]
             self._features[key] = extract(
                 self.weights, self.task.corpus, rows, self.device, self.quiet, corruption, title
             )
@@ -89,6 +92,11 @@ class Bench:
 
     def labels(self, split: str) -> np.ndarray:
         return self.task.labels[self.task.splits[split]]
+
+    @property
+    def tried(self) -> np.ndarray:
+        """Positions of the test rows that robustness is tried on: a part that is balanced over the classes."""
+        return np.sort(balanced(self.labels("test"), self.suite.corrupted))
 
     @property
     def corruptions(self) -> list[Corruption]:
@@ -187,7 +195,7 @@ def few_shot_centroid(bench: Bench, job: Job) -> Outcome:
     return _outcome(scored, subsets, {"temperature": temperature})
 
 
-@register_protocol("robustness", "", corrupted=True)
+@register_protocol("robustness", "", "corrupted", corrupted=True)
 def robustness(bench: Bench, job: Job) -> Outcome:
     """The linear probe of clean images on corrupted test images; see :mod:`ssl_mednet.augment.corruptions`.
 
@@ -196,10 +204,10 @@ def robustness(bench: Bench, job: Job) -> Outcome:
     probe = _full_probe(bench)
     corruptions = bench.corruptions
     scores = [probe.predict_proba(bench.features("test", c)) for c in corruptions]
-    scores.append(probe.predict_proba(bench.features("test")))
+    scores.append(probe.predict_proba(bench.features("test")[bench.tried]))
     chosen = {"strength": probe.strength, "note": probe.note}
     named = {"conditions": [f"{name} {severity}" for name, severity in corruptions] + ["clean"]}
-    return Outcome(np.stack(scores), len(bench.labels("train")), chosen=chosen, more=named)
+    return Outcome(np.stack(scores), len(bench.labels("train")), test=bench.tried, chosen=chosen, more=named)
 
 
 def _linear(bench: Bench, subsets: list[np.ndarray]) -> Outcome:
@@ -236,8 +244,8 @@ def _outcome(
     """Scores of the test rows; those of val rows too where there is one draw, which can be calibrated."""
     test, used = scored("test"), len(subsets[0])
     if len(subsets) == 1:
-        return Outcome(test[0], used, scored("val")[0], chosen, more)
-    return Outcome(np.stack(test), used, None, chosen, {"draws": len(subsets), **more})
+        return Outcome(test[0], used, scored("val")[0], chosen=chosen, more=more)
+    return Outcome(np.stack(test), used, chosen=chosen, more={"draws": len(subsets), **more})
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
@@ -298,4 +306,5 @@ def _finetune(bench: Bench, job: Job, from_probe: bool) -> Outcome:
         head=head,
     )
     chosen = {"epoch": result.best_epoch} | ({"head_strength": head.strength} if head else {})
-    return Outcome(result.scores["test"], len(subset), result.scores["val"], chosen, {"history": result.history})
+    scores, more = result.scores, {"history": result.history}
+    return Outcome(scores["test"], len(subset), scores["val"], chosen=chosen, more=more)

@@ -50,7 +50,7 @@ def row_key(bench: Bench, job: Job) -> str:
 def make_row(bench: Bench, job: Job, outcome: Outcome, key: str) -> tuple[Row, dict[str, np.ndarray]]:
     """The row, and the arrays that belong to it: scores, targets, and each compared metric on every resample."""
     task, suite = bench.task, bench.suite
-    test = task.splits["test"]
+    test = task.splits["test"] if outcome.test is None else task.splits["test"][outcome.test]
     targets, groups = task.labels[test], task.groups[test] if task.grouped else None
     drawn: dict[str, Any] = {"groups": groups, "n": suite.resamples, "seed": suite.seed}
     row: Row = describe(task) | {

@@ -31,6 +31,19 @@ def fraction(labels: np.ndarray, share: float, draw: int, seed: int) -> np.ndarr
     return _first_of_each_class(strata, lambda count: max(1, round(share * count)), draw, seed)
 
 
+def balanced(labels: np.ndarray, count: int) -> np.ndarray:
+    """At most ``count`` positions, in no order that means anything: of each class as many as of the others, as far as
+    there are; multi-label rows at large."""
+    order = np.random.default_rng(stable_hash(len(labels), "balanced")).permutation(len(labels))
+    if labels.ndim == 2:
+        return order[:count]
+    turn = np.empty(len(labels), np.int64)  # which of its class a row is
+    for number in np.unique(labels):
+        members = order[labels[order] == number]
+        turn[members] = np.arange(len(members))
+    return order[np.argsort(turn[order], kind="stable")][:count]
+
+
 def _first_of_each_class(labels: np.ndarray, wanted: Callable[[int], int], draw: int, seed: int) -> np.ndarray:
     order = np.random.default_rng(stable_hash(seed, draw, "labels")).permutation(len(labels))
     chosen = []

@@ -37,6 +37,7 @@ class Suite(Section):
     shots: list[Positive] = Field([1, 5, 10, 50], min_length=1, description="labels a class, for few-shot protocols")
     draws: int = Field(20, ge=1, description="draws of the labels wherever not all are used")
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="of untrained nets, fine-tuning")
+    corrupted: int = Field(500, ge=1, description="test images, as many of each class, that robustness is tried on")
     image_size: int | None = Field(None, ge=16, description="for untrained nets alone; weights know their own")
     store_size: int = Field(256, ge=16, description="longest side kept in the cache, pixels")
     knn_k: list[Positive] = Field(list(DEFAULT_KS), min_length=1, description="chosen among on the validation split")

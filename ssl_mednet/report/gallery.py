@@ -128,7 +128,7 @@ def _neighbours(
         ):
             text = task.one.classes[int(label)] if label >= 0 else ""
             right = bool(label == own) if label >= 0 and own >= 0 else None
-            near.append(Picture(sheet, sheet.place(row) if sheet else None, text, f"{cosine:.2f}", right))
+            near.append(Picture(sheet, sheet.place(row) if sheet else None, text, f"{cosine:.4f}", right))
         shown.append((picture, near))
     return shown
 

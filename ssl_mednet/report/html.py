@@ -14,6 +14,7 @@ from ssl_mednet.report import tables, theme, words
 from ssl_mednet.report.leaderboard import BAR
 from ssl_mednet.report.page import Page
 from ssl_mednet.report.pictures import shapes
+from ssl_mednet.report.references import alike
 from ssl_mednet.report.tasks import NOT_SEEDS
 
 FOLDER = Path(__file__).parent
@@ -31,6 +32,7 @@ def render(page: Page, version: str) -> str:
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.globals |= {
+        "alike": alike,
         "bar_width": BAR,
         "colors": len(theme.SERIES),
         "dash": _dash,

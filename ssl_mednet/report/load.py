@@ -128,14 +128,14 @@ def _add_results(study: Study, folder: Path) -> None:
         for i, raw in enumerate(_list(folder / RESULTS), 1)
     ]
     if not rows:
-        study.notes.append(f"{folder / RESULTS} is empty")
+        study.notes.append(f"{_shown(folder / RESULTS)} is empty")
     _merge(study, folder, rows)
     _add_comparisons(study, folder, rows)
     if (folder / SESSION).is_file():
         content = _record(_json(folder / SESSION), folder / SESSION) | {"folder": folder}
         study.sessions.append(parse(Session, content, str(folder / SESSION)))
     else:
-        study.notes.append(f"{folder / SESSION} is missing: how and when these results were made is not known")
+        study.notes.append(f"{_shown(folder / SESSION)} is missing: how and when these results were made is not known")
 
 
 def _merge(study: Study, folder: Path, rows: list[Row]) -> None:
@@ -144,21 +144,27 @@ def _merge(study: Study, folder: Path, rows: list[Row]) -> None:
     taken = {(row.test_set, row.setting, row.label) for row in study.rows}
     new = [row for row in rows if row.key not in known]
     twice = {row.weights for row in new if (row.test_set, row.setting, row.weights) in taken}
-    study.rows += [r.model_copy(update={"label": f"{r.weights} [{folder}]"}) if r.weights in twice else r for r in new]
+    for row in new:
+        label = f"{row.weights} [{_shown(folder)}]" if row.weights in twice else row.weights
+        study.rows.append(row.model_copy(update={"label": label}))
     for row in rows:
-        if row.key in known and row.model_dump_json(include={"metrics"}) != known[row.key].model_dump_json(
-            include={"metrics"}
-        ):
+        if row.key in known and str(row.metrics) != str(known[row.key].metrics):
             where = f"{row.weights} on {row.task} ({row.protocol})"
             kept = known[row.key].folder
-            study.notes.append(f"{where} is also in {folder} with other figures; those of {kept} are shown")
+            others = f"is also in {_shown(folder)} with other figures"
+            study.notes.append(f"{where} {others}; those of {_shown(kept)} are shown")
+
+
+def _shown(path: Path) -> str:
+    """A path as the report names it: without where on this machine it lies."""
+    return "/".join(path.resolve().parts[-2:])
 
 
 def _add_comparisons(study: Study, folder: Path, rows: list[Row]) -> None:
     path = folder / COMPARISONS
     if not path.is_file():
         if len({row.weights for row in rows}) > 1:
-            study.notes.append(f"{path} is missing: no verdicts on which weights are better")
+            study.notes.append(f"{_shown(path)} is missing: no verdicts on which weights are better")
         return
     key = {(row.task, *row.setting, row.weights): row.key for row in rows}
     for i, raw in enumerate(_list(path), 1):

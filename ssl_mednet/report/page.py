@@ -228,7 +228,7 @@ def _flat(tree: dict[str, object], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _weights(tasks: Sequence[Task], runs: Sequence[RunView]) -> list[WeightsLine]:
-    """Every set of weights, once for each hash: untrained nets of several seeds are several."""
+    """Every set of weights, once for each hash: an untrained net is another one for every seed."""
     by_hash = {view.run.sha256: view for view in runs if view.run.sha256}
     lines: dict[tuple[str, str], WeightsLine] = {}
     for task in tasks:
@@ -237,6 +237,8 @@ def _weights(tasks: Sequence[Task], runs: Sequence[RunView]) -> list[WeightsLine
                 continue
             seen = f"{row.channels} {row.image_size} px".strip()
             name, given = task.series[row.label].name, without_home(row.weights)
+            if len({r.weights_sha256 for r in task.rows if r.label == row.label}) > 1:
+                name = f"{name}, seed {row.seed}"
             line = WeightsLine(name, given, row.architecture, seen, row.weights_sha256, by_hash.get(row.weights_sha256))
             lines.setdefault((row.label, row.weights_sha256), line)
     return list(lines.values())

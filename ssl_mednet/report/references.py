@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -101,6 +102,12 @@ def beside(references: References, rows: Sequence[Row]) -> list[Beside]:
         images, method = same_images(references, result, row), same_protocol(protocol, result, row)
         pairs.append(Beside(result, references.sources[result.source], protocol.words, row, images, method))
     return pairs
+
+
+def alike(pairs: Sequence[Beside]) -> list[list[Beside]]:
+    """Neighbours in the list that stand beside the same row of ours with the same answers."""
+    groups = groupby(pairs, key=lambda p: (p.row.key, p.same_images, p.same_protocol))
+    return [list(group) for _, group in groups]
 
 
 def _distance(row: Row, protocol: PublishedProtocol) -> tuple[int | float, ...]:

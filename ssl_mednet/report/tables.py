@@ -45,7 +45,7 @@ def table_of(task: Task, robust: bool = False) -> Table | None:
         return None
     several_seeds = len({c.row.seed for c in cells}) > 1
     head = ["weights", "protocol", "labels", *(["seed"] if several_seeds else [])]
-    head += [words.metric_name(m) for m in metrics] + [f"than {task.series[task.first].name}"]
+    head += [words.metric_name(m) for m in metrics] + [f"compared with {task.series[task.first].name}"]
     lines = []
     for cell in cells:
         row = cell.row
@@ -118,7 +118,7 @@ def _grid(head: Sequence[str], lines: Sequence[Sequence[str]], escape: Callable[
 
 
 def _md(text: str) -> str:
-    for mark in "\\`*_<>|[]#":
+    for mark in "\\`*_<>|":
         text = text.replace(mark, "\\" + mark)
     return " ".join(text.split())
 
@@ -167,6 +167,7 @@ _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "\u00a0": "~",
     "−": "$-$",
     "<": "$<$",
     ">": "$>$",

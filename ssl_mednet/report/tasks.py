@@ -120,8 +120,8 @@ class Task:
     def interval_note(self) -> str:
         """Over what the intervals were bootstrapped."""
         if self.one.grouped:
-            return "95 % intervals by group (images of one patient, lesion or slide are drawn together)"
-        return "no groups: 95 % intervals by image, too narrow if a patient has several images"
+            return "95\u00a0% intervals by group (images of one patient, lesion or slide are drawn together)"
+        return "no groups: 95\u00a0% intervals by image, too narrow if a patient has several images"
 
 
 def sort_into_tasks(study: Study) -> list[Task]:

@@ -60,8 +60,8 @@ def signed(value: float) -> str:
 
 
 def share(value: float) -> str:
-    """A fraction as per cent: ``"1 %"``, ``"12.5 %"``."""
-    return NOTHING if math.isnan(value) else f"{100 * value:.3g} %"
+    """A fraction as per cent: ``"1 %"``, ``"12.5 %"``, with a space that does not break."""
+    return NOTHING if math.isnan(value) else f"{100 * value:.3g}\u00a0%"
 
 
 def p_value(p: float) -> str:

@@ -138,7 +138,8 @@ def test_pointing_at_a_mark_shows_its_image(page: Any) -> None:
         picture = tip.find_element("css selector", ".thumb")
         place = page.execute_script("return ['--x', '--y'].map((n) => arguments[0].style.getPropertyValue(n))", picture)
         if place == [str(column), str(line)]:  # marks may lie on top of each other
-            assert tip.text.splitlines() == [data["texts"][is_], data["texts"][decided]]
+            said = "\n".join(data["texts"][i] for i in (is_, decided)).replace("\u00a0", " ")
+            assert tip.text == said
         assert page.execute_script("return getComputedStyle(arguments[0]).backgroundImage", picture).startswith("url(")
         inside = page.execute_script(
             "const a = arguments[0].getBoundingClientRect(); return a.left >= 0 && a.right <= innerWidth", tip

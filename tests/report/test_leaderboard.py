@@ -95,7 +95,7 @@ def test_fewer_labels_and_classes(tasks: list[Task]) -> None:
     grid = fewer_labels(tasks[0])
     assert grid is not None
     names = [name for name, _ in grid.lines]
-    assert names[:3] == ["linear probe, 1 %", "linear probe, 10 %", "linear probe, all"]
+    assert names[:3] == ["linear probe, 1\u00a0%", "linear probe, 10\u00a0%", "linear probe, all"]
     assert "few-shot, nearest centroid, 50 a class" in names
     assert "± 0.020" in grid.lines[0][1][0]
     recall = per_class(tasks[2], "linear", "auroc")

@@ -88,7 +88,7 @@ def test_weights_of_one_name_in_two_folders_are_told_apart(results: Path, copy: 
     assert len(study.rows) == 2 * len(load_study([results]).rows)
     cells = sort_into_tasks(study)[0].cells("linear")
     assert len(cells) == 6
-    assert sum(str(copy) in c.series.name for c in cells) == 3
+    assert sum(f"[{copy.parent.name}/copy]" in c.series.name for c in cells) == 3
     assert sum(c.against_first is not None for c in cells) == 2  # nothing is compared across folders
 
 

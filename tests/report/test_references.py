@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ssl_mednet.errors import RecipeError
-from ssl_mednet.report.references import beside, load_references
+from ssl_mednet.report.references import alike, beside, load_references
 from ssl_mednet.report.rows import Row
 
 
@@ -71,7 +71,7 @@ def test_whatever_differs_in_the_images_is_named(facts: dict[str, Any], images: 
         ({"protocol": "linear"}, "No: linear probe of an untrained network"),
         ({"weights": "runs/gray"}, "No: fine-tuning that starts from pretrained weights"),
         ({"weights": "baseline:histogram", "protocol": "knn"}, "No: nearest neighbours of a simple baseline"),
-        ({"labels": 0.1}, "No: fine-tuning with 10 % of the labels"),
+        ({"labels": 0.1}, "No: fine-tuning with 10\u00a0% of the labels"),
     ],
 )
 def test_whatever_differs_in_the_protocol_is_named(facts: dict[str, Any], protocol: str) -> None:
@@ -86,6 +86,13 @@ def test_ours_beside_it_is_the_nearest_not_the_best() -> None:
     assert all(p.row.protocol == "finetune" and p.row.all_labels for p in pairs)
     assert beside(load_references(), [row(task="skin", source="skin.zip")]) == []
     assert beside(load_references(), []) == []
+
+
+def test_the_same_answers_are_given_once() -> None:
+    pairs = beside(load_references(), [row(task="busi_us", source="busi_us.zip")])
+    assert [len(group) for group in alike(pairs)] == [2, 2]  # the protocol's answer names the network
+    pairs = beside(load_references(), [row(task="busi_us", source="busi_us.zip", protocol="linear")])
+    assert [len(group) for group in alike(pairs)] == [4]
 
 
 def test_a_file_that_does_not_explain_itself_is_refused(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_every_table_says_how_its_intervals_were_made(tasks: list[Task]) -> None
     assert len(tables(tasks)) == 6
     assert text.count("no groups: 95 % intervals by image") == 4
     assert text.count("by group") == 2
-    assert tex.count(r"no groups: 95 \% intervals by image") == 4
+    assert tex.count(r"no groups: 95~\% intervals by image") == 4
     assert text.count("val split made here") == tex.count("val split made here") == 2
     assert "not corrected for the number of comparisons" in text
     assert tex.count("not corrected for the number of comparisons") == 6

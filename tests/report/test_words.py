@@ -13,11 +13,11 @@ NAN = float("nan")
 def test_numbers() -> None:
     assert [words.number(v) for v in (0.91249, 1.0, NAN, None)] == ["0.912", "1.000", "n/a", "n/a"]
     assert [words.signed(v) for v in (0.02, -0.1, NAN)] == ["+0.020", "−0.100", "n/a"]
-    assert [words.share(v) for v in (0.01, 0.125, 1.0, NAN)] == ["1 %", "12.5 %", "100 %", "n/a"]
+    assert [words.share(v) for v in (0.01, 0.125, 1.0, NAN)] == ["1\u00a0%", "12.5\u00a0%", "100\u00a0%", "n/a"]
     assert [words.p_value(p) for p in (0.0002, 0.012, 0.5)] == ["p < 0.001", "p = 0.012", "p = 0.50"]
     assert [words.labels_used(*x) for x in ((1.0, None), (0.1, None), (None, 5), (None, None))] == [
         "all",
-        "10 %",
+        "10\u00a0%",
         "5 a class",
         "n/a",
     ]
