@@ -14,7 +14,7 @@ FLOORS = [
     {"cli", "__init__"},
     {"reporting"},
     {"pretraining", "evaluation", "contact_sheet", "listing"},
-    {"data", "augment", "methods", "recipe"},
+    {"data", "augment", "methods", "recipe", "catalog"},
     {"imaging", "backbones", "probe", "registry", "shipped", "progress", "draws", "files"},
     {"errors"},
 ]
