@@ -100,7 +100,8 @@ def read_corpus_recipe(path: str | Path) -> CorpusRecipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        first = error.errors()[0]
+        # A key that is misspelled is also one that is missing: the first says more.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         where = ".".join(map(str, first["loc"]))
         known = [*CorpusRecipe.model_fields, *Part.model_fields, *Store.model_fields]
         hint = did_you_mean(str(first["loc"][-1]), known) if first["type"] == "extra_forbidden" else ""

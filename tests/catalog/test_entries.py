@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from fnmatch import fnmatch
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
@@ -45,23 +45,30 @@ def test_every_overlap_is_an_entry() -> None:
         assert set(entry.overlaps) <= catalog().keys() - {entry.id}
 
 
+Counted = dict[tuple[str, str], list[tuple[str, int, str]]]
+
+
 @pytest.fixture(scope="module")
-def index() -> dict[str, np.ndarray]:
-    return read_index(sorted({m for e in IDC for m in e.ingest.idc.modality}))  # type: ignore[union-attr]
+def counted() -> Counted:
+    """Patient, instances and licence of every series in the index, by collection and DICOM modality."""
+    index = read_index(sorted({m for e in IDC for m in e.ingest.idc.modality}))  # type: ignore[union-attr]
+    series: Counted = defaultdict(list)
+    names = ("collection_id", "Modality", "PatientID", "instanceCount", "license_short_name")
+    for collection, modality, *rest in zip(*(index[n] for n in names), strict=True):
+        series[collection, modality].append(tuple(rest))
+    return series
 
 
 @pytest.mark.parametrize("entry", IDC, ids=lambda e: e.id)
-def test_what_was_counted_in_the_index_is_counted_there_again(entry: Entry, index: dict[str, np.ndarray]) -> None:
+def test_what_was_counted_in_the_index_is_counted_there_again(entry: Entry, counted: Counted) -> None:
     idc = entry.ingest.idc
     assert idc is not None
-    collections = [c for c in set(index["collection_id"]) if fnmatch(c, idc.collection)]
-    rows = np.isin(index["collection_id"].astype(str), collections)
-    rows &= np.isin(index["Modality"].astype(str), idc.modality)
-    instances = int(index["instanceCount"][rows].sum())
-    assert entry.n_images == (int(rows.sum()) if entry.is_slides else instances)
-    assert entry.patients == len(set(index["PatientID"][rows]))
-    assert entry.n_volumes in (None, int(rows.sum()))
-    assert {spdx(x) for x in index["license_short_name"][rows]} == {entry.licence}
+    kinds = [(c, m) for c, m in counted if fnmatch(c, idc.collection) and m in idc.modality]
+    patients, instances, licences = zip(*(s for kind in kinds for s in counted[kind]), strict=True)
+    assert entry.n_images == (len(instances) if entry.is_slides else sum(instances))
+    assert entry.patients == len(set(patients))
+    assert entry.n_volumes in (None, len(instances))
+    assert {spdx(x) for x in licences} == {entry.licence}
 
 
 @pytest.mark.parametrize(

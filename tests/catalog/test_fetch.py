@@ -1,4 +1,4 @@
-"""Series from a bucket: listed page by page, fetched in part or whole, resumed, checked; one bad series ends nothing."""
+"""Series from a bucket: listed page by page, fetched in part or whole, resumed, checked; one bad one ends nothing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_listing_goes_over_all_pages(bucket: Bucket) -> None:
 )
 def test_what_is_no_listing_of_this_series_is_refused(bucket: Bucket, tmp_path: Path, listing: str) -> None:
     bucket.listing = listing
-    with pytest.raises(DataError, match="listing|no object of the series"):
+    with pytest.raises(DataError, match=r"listing|no object of the series"):
         list_objects("s3://open-data/aa/*")
     with pytest.raises(DataError):
         fetch_series([series("s3://open-data/aa/*", 1)], tmp_path / "out", 0, quiet=True)
