@@ -11,7 +11,6 @@ from pathlib import Path
 from ssl_mednet.catalog.entries import NOWHERE, Entry, Where, find_entry, how_to_get
 from ssl_mednet.catalog.fetch import Fetched, fetch_series
 from ssl_mednet.catalog.idc import Query, Series, choose, index_version
-from ssl_mednet.data.corpus import cache_folder
 from ssl_mednet.data.sources import parse_spec
 from ssl_mednet.errors import DataError
 from ssl_mednet.imaging.modality import DICOM_MODALITY
@@ -136,7 +135,7 @@ def _of_idc(query: Query, root: Path | None) -> tuple[Selection, ...]:
     if root is not None and root.exists() and not root.is_dir():
         raise DataError(f"{root}: is no folder", "--from is where the series of IDC go")
     digest = hashlib.sha256(f"{query} {index_version()}".encode()).hexdigest()[:12]
-    base = (root or cache_folder() / "downloads" / "idc") / digest
+    base = (root or _downloads()) / digest
 
     def kind(s: Series) -> tuple[str, str, str]:
         return s.collection, DICOM_MODALITY[s.modality], s.licence
@@ -151,6 +150,12 @@ def _of_idc(query: Query, root: Path | None) -> tuple[Selection, ...]:
             )
         )  # fmt: skip
     return tuple(selections)
+
+
+def _downloads() -> Path:
+    from ssl_mednet.data.corpus import cache_folder  # it brings torch, which a list of sets does not need
+
+    return cache_folder() / "downloads" / "idc"
 
 
 def _of_folder(entry: Entry, root: Path | None) -> Selection:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import defaultdict
 from fnmatch import fnmatch
 from pathlib import Path
@@ -131,3 +133,8 @@ def test_modalities_are_ours_or_left_to_the_user() -> None:
     assert {e.id for e in catalog().values() if e.ingest.modality is None} == {"radimagenet"}
     assert {e.ingest.modality for e in catalog().values()} - {None} <= MODALITIES.keys()
     assert entries.find_entry("bbbc051_tissue").ingest.modality == "generic_gray"
+
+
+def test_a_list_of_sets_does_not_wait_for_torch() -> None:
+    code = "import sys; from ssl_mednet.listing import listing; listing('datasets'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
