@@ -152,8 +152,13 @@ def preview(
 
 @app.command()
 def ingest(
-    sources: Annotated[list[str], typer.Argument(help="Folders, files, archives, globs in quotes, medmnist:NAME.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the corpus; one that is there is added to.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(help="Folders, files, archives, globs in quotes, medmnist:NAME, catalog:ID, idc:COLLECTION."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the corpus; one that is there is added to.")
+    ] = None,
     channels: Annotated[str, typer.Option(help="gray or color; images of the other kind are left out.")] = "gray",
     store_size: Annotated[int, typer.Option("--size", help="Longest side kept, pixels; nothing is enlarged.")] = 256,
     quality: Annotated[int, typer.Option(help="1 to 100: 8-bit images as JPEG; 0: nothing is lost.")] = 0,
@@ -165,6 +170,14 @@ def ingest(
     ] = "",
     source: Annotated[str, typer.Option("--source", help="Name of the data set; by default that of the path.")] = "",
     licence: Annotated[str, typer.Option(help="SPDX identifier, as in CC-BY-4.0, or custom:WORDS.")] = "",
+    root: Annotated[Path | None, typer.Option("--from", help="Where the files of catalog:ID lie.")] = None,
+    per_patient: Annotated[
+        int | None, typer.Option("--per-patient", min=1, help="At most so many images or slides of a patient, of idc:.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Which of them.")] = 0,
+    plan: Annotated[
+        str, typer.Option("--plan", help="Only say what a corpus recipe would hold: mednet/corpus_gray.yaml.")
+    ] = "",
     engine: Annotated[str, typer.Option(help="loky (this machine), ray or dask.")] = "loky",
     address: Annotated[str, typer.Option(help="Of a Ray or Dask cluster.")] = "",
     workers: Annotated[int, typer.Option(min=0, help="Processes on this machine; 0: one a core.")] = 0,
@@ -181,12 +194,28 @@ def ingest(
     ssl-mednet ingest scans/ more.zip --out corpora/gray --licence CC-BY-4.0
 
     ssl-mednet ingest "slides/*.tif" --out corpora/color --channels color --quality 90 --modality histopathology
-    """
-    from ssl_mednet.ingesting.run import ingest as run
 
-    summary = run(
+    ssl-mednet ingest catalog:mura --from downloads/mura --out corpora/gray
+
+    ssl-mednet ingest idc:nlst --per-patient 20 --out corpora/gray
+
+    ssl-mednet ingest --plan mednet/corpus_gray.yaml
+    """
+    if plan:
+        from ssl_mednet.catalog.plan import plan as make_plan
+        from ssl_mednet.catalog.table import plan_lines
+
+        for line in plan_lines(make_plan(plan)):
+            print(line)
+        return
+    if not sources or out is None:
+        raise UserError("say what to ingest and where to", "ssl-mednet ingest SCANS --out CORPUS")
+    from ssl_mednet.ingesting.selected import Choice, ingest_selected
+
+    summary = ingest_selected(
         sources,
         out,
+        Choice(root, per_patient, seed),
         channels=channels,
         store_size=store_size,
         quality=quality,

@@ -1,0 +1,78 @@
+"""``catalog:ID`` and ``idc:COLLECTION`` among the sources of an ingest: fetched where that may be, read by their rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ssl_mednet.catalog.selection import Selection, is_selection, prepare, resolve
+from ssl_mednet.catalog.source import open_selection
+from ssl_mednet.data.schema import CorpusSpec
+from ssl_mednet.errors import DataError
+from ssl_mednet.ingesting.run import STORE_SIZE, Summary, Way, ingest, ingest_opened
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is taken of the sets of the catalog and of IDC.
+
+    Args:
+        root: folder with their files (for IDC: into which they go; the cache when None).
+        per_patient: instances or slides of a patient at most, of IDC.
+        seed: which of them.
+    """
+
+    root: Path | None = None
+    per_patient: int | None = None
+    seed: int = 0
+
+
+def ingest_selected(sources: Sequence[str], out: str | Path, choice: Choice, **options: Any) -> Summary:
+    """:func:`~ssl_mednet.ingesting.run.ingest` of sources some of which are ``catalog:ID`` or ``idc:COLLECTION``.
+
+    Each set is an ingest of its own, with its own modality, licence, name and rules for patients, labels and splits.
+    What could not be fetched is among the notes; nothing is fetched that a person has to agree to.
+
+    Args:
+        options: of ``ingest``.
+
+    Raises:
+        DataError: as ``ingest``; or files that are not there, with how to get them.
+    """
+    folder = Path(out).expanduser().absolute()
+    wanted = [text for text in sources if is_selection(text)]
+    plain = [text for text in sources if not is_selection(text)]
+    chosen = [one for text in wanted for one in resolve(text, choice.root, choice.per_patient, choice.seed)]
+    notes = _fetch(chosen, bool(options.get("quiet", False)))
+    done = [ingest(plain, folder, **options)] if plain else []
+    done += [_ingest_one(selection, folder, options) for selection in chosen]
+    if not done:
+        raise DataError("nothing to ingest", "name a folder, a file, an archive, catalog:ID or idc:COLLECTION")
+    return replace(
+        done[-1],
+        images=sum(s.images for s in done),
+        quarantined=sum(s.quarantined for s in done),
+        already=all(s.already for s in done),
+        notes=tuple(dict.fromkeys([*notes, *(note for s in done for note in s.notes)])),
+    )
+
+
+def _fetch(chosen: list[Selection], quiet: bool) -> list[str]:
+    """Have the files of the selections here; notes on those that could not be had."""
+    failed = prepare(chosen, quiet=quiet).failed
+    if not failed:
+        return []
+    address, reason = failed[0]
+    return [f"{len(failed)} series could not be fetched, for example {address}: {reason}"]
+
+
+def _ingest_one(selection: Selection, folder: Path, options: dict[str, Any]) -> Summary:
+    names = ("channels", "store_size", "convert", "quality", "labels")
+    said: dict[str, Any] = {"channels": "gray", "store_size": STORE_SIZE, "labels": "table"}
+    said |= {name: options[name] for name in names if name in options}
+    spec = CorpusSpec(**said, modality=options.get("modality") or selection.modality or "")
+    way = Way(**{name: options[name] for name in Way.__dataclass_fields__ if name in options})
+    quiet = bool(options.get("quiet", False))
+    return ingest_opened(open_selection(selection), folder, spec, selection.name, selection.licence, way, quiet)
