@@ -9,7 +9,8 @@ from __future__ import annotations
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -53,23 +54,30 @@ def names(path: Path) -> list[str]:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
                 return [info.filename for info in file.infolist() if not info.is_dir()]
-        found = []
-        with tarfile.open(path) as tar:
-            try:
-                for member in tar:
-                    if not member.isdir():
-                        found.append(member.name.removeprefix("./"))
-            except _BROKEN:
-                pass  # what comes before the damage is still good; `members` reports the rest
-        return found
+        return list(tar_names(path))
     except _BROKEN as error:
         raise UnreadableImage(path, "is a damaged archive: its directory cannot be read") from error
 
 
-def members(path: Path) -> Iterator[Member]:
-    """Every regular member with its content, or with the reason why it has none, in the archive's order."""
+def tar_names(path: Path) -> Iterator[str]:
+    """Names of the regular members of a tar as they come; none for any other file.
+
+    What comes before damage is still good; :func:`members` reports the rest.
+    """
+    with suppress(*_BROKEN), tarfile.open(path) as tar:
+        for member in tar:
+            if not member.isdir():
+                yield member.name.removeprefix("./")
+
+
+def members(path: Path, order: Sequence[str] = ()) -> Iterator[Member]:
+    """Every regular member with its content, or with the reason why it has none.
+
+    Args:
+        order: names that come first, in this order; then, and in a tar always, the archive's order.
+    """
     if zipfile.is_zipfile(path):
-        yield from _zip_members(path)
+        yield from _zip_members(path, order=order)
     else:
         yield from _tar_members(path)
 
@@ -88,10 +96,30 @@ def read_member(path: Path, name: str) -> bytes:
     raise UnreadableImage(f"{path}!{name}", "no such member")
 
 
-def _zip_members(path: Path, only: str = "") -> Iterator[Member]:
+def heads(path: Path, wanted: Container[str], size: int) -> Iterator[tuple[str, bytes]]:
+    """The first ``size`` bytes of some members, those left out that cannot be read (:func:`members` tells why)."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                for info in file.infolist():
+                    if info.filename in wanted and not info.flag_bits & 1:
+                        with suppress(*_BROKEN), file.open(info) as stream:
+                            yield info.filename, stream.read(size)
+            return
+        with tarfile.open(path) as tar:
+            for member in tar:
+                name = member.name.removeprefix("./")
+                if name in wanted and member.isreg() and (opened := tar.extractfile(member)):
+                    yield name, opened.read(size)
+    except _BROKEN:
+        return
+
+
+def _zip_members(path: Path, only: str = "", order: Sequence[str] = ()) -> Iterator[Member]:
+    rank = {name: i for i, name in enumerate(order)}
     try:
         with zipfile.ZipFile(path) as file:
-            for info in file.infolist():
+            for info in sorted(file.infolist(), key=lambda i: rank.get(i.filename, len(rank))):
                 if info.is_dir() or (only and info.filename != only):
                     continue
                 full = f"{path}!{info.filename}"

@@ -1,0 +1,62 @@
+"""Whatever a user holds, as a stream of items to decode: folders, archives, tables, shards, single files, phantoms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssl_mednet.data.sources.base import SPLITS, Item, PhantomIndex, Source, parse_spec
+from ssl_mednet.data.sources.files import ArchiveSource, FileSource, FolderSource, TreeSource, npz_label
+from ssl_mednet.data.sources.phantom import PHANTOM_LABELS, PhantomSource
+from ssl_mednet.errors import DataError, did_you_mean
+from ssl_mednet.imaging.readers import archive
+
+__all__ = [
+    "PHANTOM_LABELS",
+    "SPLITS",
+    "ArchiveSource",
+    "FileSource",
+    "FolderSource",
+    "Item",
+    "PhantomIndex",
+    "PhantomSource",
+    "Source",
+    "TreeSource",
+    "npz_label",
+    "open_source",
+    "parse_spec",
+]
+
+
+def open_source(spec: str | Path) -> Source:
+    """The source that a user means by ``spec``; nothing is downloaded before its items are asked for.
+
+    Raises:
+        DataError: no such file or folder, or a phantom or MedMNIST source that is spelled wrong.
+    """
+    text = str(spec)
+    if text.startswith("phantoms:"):
+        return PhantomSource(text)
+    if text.startswith("medmnist:"):
+        from ssl_mednet.data.medmnist import MedMnistSource  # it stands on this module
+
+        return MedMnistSource(text)
+    path = Path(text).expanduser()
+    if not path.exists():
+        hint = did_you_mean(text, ("phantoms:gray", "phantoms:color")) if "phantom" in text else ""
+        known = "give a folder, an archive, a Parquet file, an npz, phantoms:gray or medmnist:NAME"
+        raise DataError(f"{text}: no such file or folder", hint or known)
+    special = _special(path)
+    if special is not None:
+        return special
+    if path.is_dir():
+        return FolderSource(path)
+    return ArchiveSource(path) if archive.is_archive(path) else FileSource(path)
+
+
+def _special(path: Path) -> Source | None:
+    """Tables and shards, which are not read file by file; None for anything else."""
+    from ssl_mednet.data.sources import shards, tables  # pyarrow waits until it may be needed
+
+    if tables.tables_in(path):
+        return tables.TableSource(path)
+    return shards.ShardSource(path) if shards.shards_in(path) else None
