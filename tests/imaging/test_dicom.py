@@ -8,43 +8,14 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from made_files import dicom
 from pydicom.data import get_testdata_file
 from pydicom.data.data_manager import DATA_ROOT, external_data_sources
-from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_color_lut, apply_rescale, apply_voi_lut, pixel_array
-from pydicom.uid import ExplicitVRLittleEndian
 
 from ssl_mednet.errors import UnreadableImage
 from ssl_mednet.imaging.image import HU_OFFSET
 from ssl_mednet.imaging.readers import ReadContext, read
-
-
-def dicom(pixels: np.ndarray, **tags: object) -> bytes:
-    """A small file; pixels ``[H, W]``, ``[N, H, W]`` or ``[H, W, 3]``."""
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
-    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    color = pixels.shape[-1] == 3
-    data.SamplesPerPixel = 3 if color else 1
-    data.PhotometricInterpretation = "RGB" if color else "MONOCHROME2"
-    if color:
-        data.PlanarConfiguration = 0
-    elif pixels.ndim == 3:
-        data.NumberOfFrames = len(pixels)
-    data.Rows, data.Columns = pixels.shape[:2] if color else pixels.shape[-2:]
-    data.BitsAllocated = data.BitsStored = 8 * pixels.dtype.itemsize
-    data.HighBit = data.BitsStored - 1
-    data.PixelRepresentation = int(pixels.dtype.kind == "i")
-    data.PixelData = pixels.tobytes()
-    data.Modality, data.PatientID = "OT", "p1"
-    for name, value in tags.items():
-        setattr(data, name, value)
-    buffer = io.BytesIO()
-    data.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
-
 
 RNG = np.random.default_rng(0)
 

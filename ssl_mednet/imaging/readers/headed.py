@@ -71,10 +71,13 @@ def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
         rest = _detached(source, layout.elsewhere, ctx)
     values = _numbers(rest, layout, ctx)
     if layout.channels == 1:
-        # Quarter turn and mirror together are a transpose: [X, Y] becomes [rows, columns].
-        yield from slices(values[:, ::-1] if values.ndim > 1 else values, layout.spacing[:3], ctx)
+        yield from slices(values, layout.spacing[:3], ctx, _rows_and_columns)
     else:
-        yield from color_slices(values[:, ::-1], ctx)
+        yield from color_slices(values, ctx, _rows_and_columns)
+
+
+def _rows_and_columns(plane: np.ndarray) -> np.ndarray:
+    return plane.swapaxes(0, 1)
 
 
 def _numbers(raw: bytes, layout: _Layout, ctx: ReadContext) -> np.ndarray:

@@ -21,8 +21,8 @@ from ssl_mednet.imaging.readers import ReadContext
 _OVERVIEW = 2048  # longest side of the picture in which tissue is looked for
 _ENOUGH = 1024  # the smallest level that is at least this long is good enough for it
 _SATURATION = (13, 38)  # of 255 (0.05 and 0.15): glass is never called tissue below, tissue never glass above
-_CACHE_BYTES = 128 * 1024**2  # decoded segments that are kept, so that neighbours are not decoded twice
-_FINER = 1.02  # a level this much coarser than asked for still counts as fine enough: scanners round
+_CACHE_BYTES = 64 * 1024**2  # decoded segments that are kept, so that neighbours are not decoded twice
+_FINER = 1.02  # a level this near to what is asked for is taken as it is: scanners write 0.499 or 0.2527
 MAX_SEGMENTS = 16 * 1024**2
 
 
@@ -135,7 +135,8 @@ def _fitting(levels: Sequence[Level], ctx: ReadContext) -> tuple[Level, int]:
     if not fine:
         return levels[0], ctx.tile
     best = max(fine, key=lambda level: level.mpp)
-    return best, max(ctx.tile, round(ctx.tile * ctx.mpp / best.mpp))
+    factor = ctx.mpp / best.mpp
+    return best, ctx.tile if factor <= _FINER else round(ctx.tile * factor)
 
 
 def _smallest_enough(levels: Sequence[Level]) -> Level:
@@ -147,8 +148,8 @@ def _tissue_share(overview: np.ndarray, level: Level, step: int, grid: tuple[int
     """The part of each tile that is tissue, ``[rows, columns]`` in [0, 1]."""
     mask = tissue(overview)
     # Sums over all rectangles from the corner, so that a tile costs four look-ups.
-    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
-    sums[1:, 1:] = mask.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)
+    sums[1:, 1:] = mask.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
     y = _edges(grid[0], step * mask.shape[0] / level.height, mask.shape[0])
     x = _edges(grid[1], step * mask.shape[1] / level.width, mask.shape[1])
     y0, y1, x0, x1 = y[0][:, None], y[1][:, None], x[0][None], x[1][None]
@@ -164,15 +165,14 @@ def _edges(count: int, step: float, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def tissue(overview: np.ndarray) -> np.ndarray:
     """Where a picture of a slide, ``[H, W, 3]`` uint8, shows tissue: ``[H, W]`` bool."""
-    high, low = overview.max(axis=2).astype(np.int32), overview.min(axis=2).astype(np.int32)
-    saturation = ((high - low) * 255 // np.maximum(high, 1)).astype(np.uint8)
-    smooth = np.asarray(Image.fromarray(saturation).filter(ImageFilter.MedianFilter(5)))
+    saturation = Image.fromarray(overview).convert("HSV").getchannel("S")
+    smooth = np.asarray(saturation.filter(ImageFilter.MedianFilter(5)))
     return smooth > np.clip(otsu(smooth), *_SATURATION)
 
 
 def otsu(values: np.ndarray) -> int:
     """The threshold that divides uint8 values into the two classes with the largest variance between (Otsu, 1979)."""
-    counts = np.bincount(values.ravel(), minlength=256).astype(np.float64)
+    counts = np.array(Image.fromarray(values[None] if values.ndim == 1 else values).histogram(), np.float64)
     below = counts.cumsum()
     first = (counts * np.arange(256)).cumsum()
     above = below[-1] - below

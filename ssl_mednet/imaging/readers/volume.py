@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -10,12 +10,13 @@ from ssl_mednet.imaging.image import DEFAULT_CT_WINDOW, HU_OFFSET, MedicalImage
 from ssl_mednet.imaging.readers import ReadContext
 from ssl_mednet.imaging.readers.levels import stretch, stretch_range
 
+Upright = Callable[[np.ndarray], np.ndarray]
 _WINDOW = (0.5, 99.5)  # percentiles of a volume that map to black and white
 _AIR = -500.0  # Hounsfield units: a CT of anything in a bore holds air, and no other scale goes this low by chance
 _HIGHEST = 65535.0 - HU_OFFSET  # largest Hounsfield unit that is stored
 
 
-def slices(data: np.ndarray, spacing: Sequence[float], ctx: ReadContext, turn: int = 1) -> Iterator[MedicalImage]:
+def slices(data: np.ndarray, spacing: Sequence[float], ctx: ReadContext, upright: Upright = np.rot90) -> Iterator[MedicalImage]:
     """The slices of a volume or of a series of volumes.
 
     The slice axis is the one with the coarsest spacing (the last where several are alike). Values are mapped linearly
@@ -28,7 +29,7 @@ def slices(data: np.ndarray, spacing: Sequence[float], ctx: ReadContext, turn: i
         data: ``[X, Y]``, ``[X, Y, Z]`` or more axes behind, which are further volumes; the axes as the spacing has
             them.
         spacing: mm (or any unit) between samples along the first three axes.
-        turn: quarter turns (counter-clockwise) of each ``[X, Y]`` plane that make it a picture with rows and columns.
+        upright: from an ``[X, Y]`` plane to a picture with rows and columns.
 
     Raises:
         UnreadableImage: the wrong number of axes, no finite value at all, or nothing but constant slices.
@@ -50,18 +51,18 @@ def slices(data: np.ndarray, spacing: Sequence[float], ctx: ReadContext, turn: i
             plane = volume[:, :, k]
             if np.nanmin(plane) != np.nanmax(plane):
                 empty = False
-                yield scale.image(np.rot90(plane, turn), ctx.modality, name, t * volume.shape[2] + k)
+                yield scale.image(upright(plane), ctx.modality, name, t * volume.shape[2] + k)
     if empty:
         raise ctx.fail("holds no slice in which anything varies")
 
 
-def color_slices(data: np.ndarray, ctx: ReadContext, turn: int = 1) -> Iterator[MedicalImage]:
+def color_slices(data: np.ndarray, ctx: ReadContext, upright: Upright = np.rot90) -> Iterator[MedicalImage]:
     """The slices of a volume of RGB voxels, ``[X, Y, Z..., 3]``, all-black ones left out but counted."""
     data = data.reshape(*data.shape[:2], -1, 3).astype(np.uint8)
     name = ctx.name if data.shape[2] > 1 else ""
     for k in range(data.shape[2]):
         if data[:, :, k].any():
-            yield MedicalImage(np.rot90(data[:, :, k], turn), ctx.modality, index=k, volume=name)
+            yield MedicalImage(upright(data[:, :, k]), ctx.modality, index=k, volume=name)
 
 
 class _Scale:
