@@ -97,7 +97,17 @@ def _open(source: Path | bytes, ctx: ReadContext) -> Dataset:
         data.file_meta.TransferSyntaxUID = UID(guess)
     rows, columns = int(data.get("Rows", 0) or 0), int(data.get("Columns", 0) or 0)
     ctx.check_size(rows, columns, max(1, int(data.get("NumberOfFrames", 1) or 1)))
+    _swap_palette(data)
     return data
+
+
+def _swap_palette(data: Dataset) -> None:
+    """Palettes of big-endian files in the byte order in which pydicom 3.0 reads them, which is the machine's."""
+    if data.original_encoding[1] is False:
+        for color in ("Red", "Green", "Blue"):
+            table = data.get(f"{color}PaletteColorLookupTableData")
+            if isinstance(table, bytes) and len(table) % 2 == 0:
+                data[f"{color}PaletteColorLookupTableData"].value = np.frombuffer(table, ">u2").astype("=u2").tobytes()
 
 
 def _is_color(data: Dataset) -> bool:
