@@ -65,7 +65,7 @@ def seeds() -> dict[str, bytes]:
         "k.dcm": _pydicom("SC_rgb_jpeg_gdcm.dcm"), "l.dcm": _pydicom("SC_rgb_small_odd_jpeg.dcm"),
         "a.zip": _zip({"x/a.png": _pil(gray, "PNG"), "y/b.dcm": dicom(gray), "y/c.npy": _npy(gray)}),
         "a.tar": _tar({"x/a.png": _pil(gray, "PNG"), "y/b.jpg": _pil(color, "JPEG")}),
-        "b.tar": _tar({"0.png": _pil(gray, "PNG"), "0.cls": b"1", "1.png": _pil(gray, "PNG"), "1.json": b'{"label": 2}'}),
+        "b.tar": _tar({"0.png": _pil(gray, "PNG"), "0.cls": b"1", "1.jpg": _pil(gray, "JPEG"), "1.json": b"2"}),
         "c.tar.gz": gzip.compress(_tar({"x/a.png": _pil(gray, "PNG"), "y/b.jpg": _pil(color, "JPEG")})),
         "a.parquet": _parquet(_pil(gray, "PNG")), "a.arrow": _arrow(_pil(gray, "PNG")),
     }  # fmt: skip

@@ -14,6 +14,7 @@ from ssl_mednet.data.sources.tables import split_of
 from ssl_mednet.errors import UnreadableImage
 from ssl_mednet.imaging.readers import archive, is_image_name
 
+_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _TABLE = frozenset({"cls", "json", "txt"})
 _LOOKED_AT = 64  # members of a tar, until it is known to be a shard
 _LABELS = ("label", "labels", "cls", "class", "target")
@@ -21,7 +22,8 @@ _LABELS = ("label", "labels", "cls", "class", "target")
 
 def shards_in(path: Path) -> list[Path]:
     """The shards at a path, or in and below a folder, in order; empty where there is something else."""
-    files = [path] if path.is_file() else sorted(p for s in ("*.tar", "*.tar.gz", "*.tgz") for p in path.rglob(s))
+    files = [path] if path.is_file() else sorted(path.rglob("*.t*"))
+    files = [p for p in files if p.name.lower().endswith(_SUFFIXES)]
     return files if files and _is_shard(files[0]) else []
 
 

@@ -20,6 +20,15 @@ MAX_MEMBER = 2 * 1024**3  # bytes of one member, unpacked
 MAX_RATIO = 1000  # unpacked / packed; deflate of real pictures reaches about 300 for blank ones
 _ALLOWED_ANYWAY = 16 * 1024**2  # small members may compress as well as they like
 _CHUNK = 1024**2
+_PACKED_TARS = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\0": "xz"}
+_DESCRIPTIONS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+_MAX_DESCRIPTION = 1024**2  # bytes of the header of a member; real ones are a few hundred
 _BROKEN = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -29,9 +38,33 @@ _BROKEN = (
     NotImplementedError,
     RuntimeError,
     ValueError,
+    MemoryError,
 )
 
 Member = tuple[str, bytes | UnreadableImage]
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose name is not longer than names are: a bomb can also lie in what describes a file."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _DESCRIPTIONS and self.size > _MAX_DESCRIPTION:
+            raise tarfile.ReadError("a header that is too long")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
+def _open_tar(path: Path) -> tarfile.TarFile:
+    """A tar, packed as its first bytes say. Trying all ways, as :mod:`tarfile` does, would take nearly any file for the
+    old LZMA format, which asks for memory before it finds out."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    how = next((how for magic, how in _PACKED_TARS.items() if start.startswith(magic)), "")
+    return tarfile.open(path, f"r:{how}", tarinfo=_Member)  # type: ignore[call-overload]
+
+
+def _is_tar(path: Path) -> bool:
+    with _open_tar(path):
+        return True
 
 
 def is_archive(path: Path) -> bool:
@@ -39,7 +72,7 @@ def is_archive(path: Path) -> bool:
     if path.suffix.lower() in (".npz", ".nii", ".dcm") or path.name.lower().endswith(".nii.gz"):
         return False
     try:
-        return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+        return zipfile.is_zipfile(path) or _is_tar(path)
     except _BROKEN:
         return False
 
@@ -64,7 +97,7 @@ def tar_names(path: Path) -> Iterator[str]:
 
     What comes before damage is still good; :func:`members` reports the rest.
     """
-    with suppress(*_BROKEN), tarfile.open(path) as tar:
+    with suppress(*_BROKEN), _open_tar(path) as tar:
         for member in tar:
             if not member.isdir():
                 yield member.name.removeprefix("./")
@@ -106,7 +139,7 @@ def heads(path: Path, wanted: Container[str], size: int) -> Iterator[tuple[str, 
                         with suppress(*_BROKEN), file.open(info) as stream:
                             yield info.filename, stream.read(size)
             return
-        with tarfile.open(path) as tar:
+        with _open_tar(path) as tar:
             for member in tar:
                 name = member.name.removeprefix("./")
                 if name in wanted and member.isreg() and (opened := tar.extractfile(member)):
@@ -141,7 +174,7 @@ def _zip_members(path: Path, only: str = "", order: Sequence[str] = ()) -> Itera
 def _tar_members(path: Path, only: str = "") -> Iterator[Member]:
     packed = path.stat().st_size
     try:
-        with tarfile.open(path) as tar:
+        with _open_tar(path) as tar:
             for member in tar:
                 name = member.name.removeprefix("./")
                 if member.isdir() or (only and name != only):

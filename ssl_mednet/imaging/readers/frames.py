@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder, iter_pixels
-from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGExtended12Bit, JPEGLSTransferSyntaxes
+from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
 
 from ssl_mednet.imaging.readers import ReadContext
+from ssl_mednet.imaging.readers.jpeg import plugin_for
 
 
 def decoded(data: Dataset, ctx: ReadContext) -> Iterator[np.ndarray]:
@@ -41,23 +41,9 @@ def decoded(data: Dataset, ctx: ReadContext) -> Iterator[np.ndarray]:
 
 def _frames(data: Dataset, syntax: UID) -> Iterator[np.ndarray]:
     count = int(data.get("NumberOfFrames", 1) or 1)
-    if syntax == JPEGExtended12Bit and int(data.get("BitsStored", 8)) > 8:
-        return _twelve_bit(data, count)
-    if syntax in (*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes):
-        # Frame by frame: iterating, pydicom 3.0 writes the sign into arrays that it cannot write to.
-        return iter_pixels(data, indices=range(count))
-    return iter_pixels(data)
-
-
-def _twelve_bit(data: Dataset, count: int) -> Iterator[np.ndarray]:
-    """JPEG of 12 bits, which no plugin of pydicom with a permissive licence decodes; libjpeg-turbo does."""
-    import imagecodecs
-
-    for frame in generate_frames(data.PixelData, number_of_frames=count):
-        pixels = imagecodecs.jpeg_decode(frame)
-        if pixels.shape != (data.Rows, data.Columns):
-            raise ValueError("the compressed frame has another size than the file says")
-        yield pixels
+    # Frame by frame where a sign may have to be put right: iterating, pydicom 3.0 does so in arrays that are read-only.
+    signed = syntax in (*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes)
+    return iter_pixels(data, indices=range(count) if signed else None, decoding_plugin=plugin_for(syntax))
 
 
 def _name(syntax: UID) -> str:

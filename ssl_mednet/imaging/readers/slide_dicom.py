@@ -18,6 +18,7 @@ from pydicom.pixels import get_decoder
 
 from ssl_mednet.imaging.image import MedicalImage
 from ssl_mednet.imaging.readers import ReadContext
+from ssl_mednet.imaging.readers.jpeg import plugin_for
 from ssl_mednet.imaging.readers.slide import MAX_SEGMENTS, Level, tiles
 
 _EXTRAS = frozenset({"LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER"})
@@ -110,6 +111,7 @@ class _Frames:
         except NotImplementedError as error:
             raise ctx.fail("has a transfer syntax that holds no pixels that can be decoded") from error
         self._packed = syntax.is_encapsulated
+        self._plugin = plugin_for(syntax)
         self._one = Dataset()
         for name in _OF_A_FRAME:
             if name in data:
@@ -125,7 +127,7 @@ class _Frames:
         self._one.PixelData = encapsulate([self._packed_frame(number)]) if self._packed else self._plain_frame(number)
         self._one["PixelData"].VR = "OB"
         try:
-            return self._decoder.as_array(self._one, index=0)[0]
+            return self._decoder.as_array(self._one, index=0, decoding_plugin=self._plugin)[0]
         except BaseException as error:
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise

@@ -16,7 +16,9 @@ _AIR = -500.0  # Hounsfield units: a CT of anything in a bore holds air, and no 
 _HIGHEST = 65535.0 - HU_OFFSET  # largest Hounsfield unit that is stored
 
 
-def slices(data: np.ndarray, spacing: Sequence[float], ctx: ReadContext, upright: Upright = np.rot90) -> Iterator[MedicalImage]:
+def slices(
+    data: np.ndarray, spacing: Sequence[float], ctx: ReadContext, upright: Upright = np.rot90
+) -> Iterator[MedicalImage]:
     """The slices of a volume or of a series of volumes.
 
     The slice axis is the one with the coarsest spacing (the last where several are alike). Values are mapped linearly
