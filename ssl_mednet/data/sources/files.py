@@ -24,7 +24,11 @@ class FileSource(Source):
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def items(self) -> Iterator[Item]:
-        splits = npz_splits(self.path) if self.path.suffix == ".npz" else {}
+        try:
+            splits = npz_splits(self.path) if self.path.suffix == ".npz" else {}
+        except UnreadableImage as error:
+            yield Item(self.spec, error)
+            return
         if not splits:
             yield Item(self.spec, self.path)
             return
