@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ssl_mednet.data.sources import shards
 from ssl_mednet.data.sources.base import SPLITS, Item, PhantomIndex, Source, parse_spec
 from ssl_mednet.data.sources.files import ArchiveSource, FileSource, FolderSource, TreeSource, npz_label
 from ssl_mednet.data.sources.phantom import PHANTOM_LABELS, PhantomSource
@@ -55,8 +56,12 @@ def open_source(spec: str | Path) -> Source:
 
 def _special(path: Path) -> Source | None:
     """Tables and shards, which are not read file by file; None for anything else."""
-    from ssl_mednet.data.sources import shards, tables  # pyarrow waits until it may be needed
+    suffixes = {p.suffix.lower() for p in (path.rglob("*") if path.is_dir() else [path])}
+    if suffixes & {".parquet", ".arrow"}:
+        from ssl_mednet.data.sources import tables  # pyarrow waits until it is needed
 
-    if tables.tables_in(path):
-        return tables.TableSource(path)
-    return shards.ShardSource(path) if shards.shards_in(path) else None
+        if tables.tables_in(path):
+            return tables.TableSource(path)
+    if suffixes & {".tar", ".gz", ".tgz", ".bz2", ".xz"} and shards.shards_in(path):
+        return shards.ShardSource(path)
+    return None

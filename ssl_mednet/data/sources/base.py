@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
@@ -24,6 +25,8 @@ SPLIT_NAMES = {
     "validation": "val",
     "test": "test",
 }
+
+_SPLIT = re.compile(r"(train(?:ing)?|val(?:id(?:ation)?)?|test)(?![a-z])")
 
 
 class PhantomIndex(NamedTuple):
@@ -139,3 +142,11 @@ def parse_spec(spec: str, defaults: dict[str, str]) -> tuple[str, dict[str, str]
             raise DataError(f"{spec}: unknown option {key!r}", did_you_mean(key, options) or f"allowed: {[*options]}")
         options[key] = value
     return name, options
+
+
+def split_of(relative: str) -> str:
+    """From the name of the file or of a folder that it lies in; "" where they say nothing."""
+    for part in reversed(PurePosixPath(relative).parts):
+        if found := _SPLIT.match(part.lower()):
+            return SPLIT_NAMES[found[1]]
+    return ""

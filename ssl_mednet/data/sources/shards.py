@@ -9,8 +9,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from ssl_mednet.data.sources.base import SPLIT_NAMES, Item, Source
-from ssl_mednet.data.sources.tables import split_of
+from ssl_mednet.data.sources.base import SPLIT_NAMES, Item, Source, split_of
 from ssl_mednet.errors import UnreadableImage
 from ssl_mednet.imaging.readers import archive, is_image_name
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssl_mednet.data.sources.base import SPLIT_NAMES, Item, Source
+from ssl_mednet.data.sources.base import Item, Source, split_of
 from ssl_mednet.errors import DataError, UnreadableImage
 
 SUFFIXES = (".parquet", ".arrow")
@@ -20,7 +19,6 @@ _IMAGES = ("image", "img", "images", "picture", "pixels", "bytes", "jpg", "jpeg"
 _LABELS = ("label", "labels", "class", "target", "cls")
 _GROUPS = ("group", "patient_id", "patient")
 _ROWS = 16  # read at a time
-_SPLIT = re.compile(r"(train(?:ing)?|val(?:id(?:ation)?)?|test)(?![a-z])")
 
 
 def tables_in(path: Path) -> list[Path]:
@@ -192,11 +190,3 @@ def _label(value: Any) -> str | None:
     if isinstance(value, list):
         return "|".join(str(v) for v in value)
     return str(value)
-
-
-def split_of(relative: str) -> str:
-    """From the name of the file or of a folder that it lies in; "" where they say nothing."""
-    for part in reversed(PurePosixPath(relative).parts):
-        if found := _SPLIT.match(part.lower()):
-            return SPLIT_NAMES[found[1]]
-    return ""

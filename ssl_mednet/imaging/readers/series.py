@@ -20,7 +20,7 @@ _TAGS = [
     "SOPClassUID", "SeriesInstanceUID", "InstanceNumber", "NumberOfFrames", "ImagePositionPatient",
     "ImageOrientationPatient",
 ]  # fmt: skip
-HEADER = 256 * 1024  # bytes of a file that are looked at; what comes before the pixels is rarely longer
+HEADER = 1024**2  # bytes of a member of an archive that are looked at: what comes before the pixels is not longer
 _GAP = 1.5  # a step this many times the usual one means that slices are missing
 
 
@@ -63,14 +63,11 @@ def header(source: Path | bytes) -> Header | None:
     Never raises for what is in the file: a file that cannot be placed is read on its own, and says then what is wrong.
     """
     try:
-        if isinstance(source, Path):
-            with source.open("rb") as file:
-                start = file.read(HEADER)
-        else:
-            start = source[:HEADER]
-        if start[128:132] != b"DICM":
-            return None
-        data = pydicom.dcmread(io.BytesIO(start), stop_before_pixels=True, specific_tags=_TAGS)
+        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+            if file.read(132)[128:] != b"DICM":
+                return None
+            file.seek(0)
+            data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
         series = str(data.get("SeriesInstanceUID", "") or "")
         if not series:
             return None
