@@ -6,7 +6,6 @@ import csv
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
@@ -61,11 +60,18 @@ class CatalogSource(FolderSource):
                 ("splits", self.selection.split),
             )
         )
-        for name, content in self.contents():
-            item = Item(self._full(name), content, modality=self.selection.modality or "")
-            label = labels.get(name) if self.labels != "none" else None
-            split = _SPLITS.get(splits.get(name, "").lower(), "")
-            yield replace(item, label=label, split=split, group=groups.get(name, ""))
+        names = [n for n in self.names() if is_image_name(n)]
+        said = {
+            name: {
+                "label": labels.get(name) if self.labels != "none" else None,
+                "split": _SPLITS.get(splits.get(name, "").lower(), ""),
+                "group": groups.get(name, ""),
+                "modality": self.selection.modality or "",
+            }
+            for name in names
+        }
+        for part in self._parts(names):
+            yield from self._arranged(part, said)
 
     def _values(self, what: str, rule: Where) -> dict[str, str]:
         """What a rule says of each file that it says something of.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ssl_mednet.data.schema import CorpusSpec
-from ssl_mednet.data.sources import Item, Source
+from ssl_mednet.data.sources import Item, PhantomIndex, Source
 
 _FIRST, _LARGEST, _DOUBLED_AFTER = 256, 4096, 8  # items
 _IN_MEMORY = 32 * 2**20  # bytes of items that come with their content, so that pieces in flight stay small
@@ -56,7 +58,7 @@ class Chunk:
     @property
     def needs_decoding(self) -> bool:
         """Whether foreign decoders touch it, which may hang or crash."""
-        return any(isinstance(item.content, Path | bytes) for item in self.items)
+        return any(isinstance(part, Path | bytes) for item in self.items for part in _parts(item))
 
 
 def chunks(sources: list[Source]) -> Iterator[Chunk]:
@@ -85,12 +87,19 @@ def _limit(number: int) -> int:
 
 def _bytes(item: Item) -> tuple[int, int]:
     """Bytes of an item in memory and on the disk."""
+    here = there = 0
+    for part in _parts(item):
+        if isinstance(part, Path):
+            with suppress(OSError):  # the reader will say what is wrong with it
+                there += part.stat().st_size
+        elif isinstance(part, bytes):
+            here += len(part)
+        elif isinstance(part, np.ndarray):
+            here += part.nbytes
+    return here, there
+
+
+def _parts(item: Item) -> tuple[Any, ...]:
+    """What an item consists of: one file, or the several of a slide."""
     content = item.content
-    if isinstance(content, Path):
-        try:
-            return 0, content.stat().st_size
-        except OSError:
-            return 0, 0  # the reader will say what is wrong with it
-    if isinstance(content, bytes):
-        return len(content), 0
-    return content.nbytes if isinstance(content, np.ndarray) else 0, 0
+    return content if isinstance(content, tuple) and not isinstance(content, PhantomIndex) else (content,)

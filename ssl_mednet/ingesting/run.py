@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from ssl_mednet.data.schema import FORMAT, LABELS, LOCK, QUARANTINE, CorpusSpec, is_corpus, read_meta
-from ssl_mednet.data.sources import Source, open_sources
+from ssl_mednet.data.sources import Source, TreeSource, open_sources
 from ssl_mednet.errors import DataError
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
 from ssl_mednet.imaging.modality import modality as known_modality
@@ -144,6 +144,8 @@ def ingest_opened(
 ) -> Summary:
     """:func:`ingest` of sources that are open already."""
     for one in sources:
+        if spec.group_field and not isinstance(one, TreeSource):
+            raise DataError(f"{one.spec}: only files in folders and archives can be grouped by {spec.group_field!r}")
         one.group_field, one.labels = spec.group_field, spec.labels
     origins = tuple(Origin(source or name_of(s), licence or s.licence, s.classes) for s in sources)
     said = "\n".join(s.fingerprint() for s in sources)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -174,3 +175,57 @@ def test_broken_bytes_raise_one_kind_of_error_only(name: str) -> None:
         except UnreadableImage as error:
             refusal = error
         assert refusal is None or (refusal.path == name and refusal.reason)
+
+
+def test_a_bomb_in_the_header_of_a_member_and_a_file_that_looks_like_lzma(tmp_path: Path) -> None:
+    bomb = tarfile.TarInfo("././@LongLink")
+    bomb.type, bomb.size = tarfile.GNUTYPE_LONGNAME, 64 * 1024**2
+    good = tarfile.TarInfo("good.png")
+    good.size = len(png(1))
+    blocks = good.tobuf() + png(1) + bytes(-len(png(1)) % 512)
+    data = blocks + bomb.tobuf() + bytes(bomb.size) + blocks
+    (tmp_path / "bomb.tar.gz").write_bytes(gzip.compress(data, 1))
+    found = dict(archive.members(tmp_path / "bomb.tar.gz"))
+    assert found["good.png"] == png(1)
+    assert isinstance(found["(rest)"], UnreadableImage)
+    # Header of the old LZMA format: a dictionary of 4 GB, which is asked for before anything is unpacked.
+    (tmp_path / "lzma").write_bytes(b"\x5d" + b"\xff" * 12 + bytes(200))
+    tracemalloc.start()
+    assert not archive.is_archive(tmp_path / "lzma")
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("how", ["gz", "bz2", "xz"])
+def test_packed_tars(how: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.tar.{how}"
+    with tarfile.open(path, f"w:{how}") as t:
+        info = tarfile.TarInfo("a.png")
+        info.size = len(png(1))
+        t.addfile(info, io.BytesIO(png(1)))
+    assert archive.is_archive(path)
+    assert dict(archive.members(path)) == {"a.png": png(1)}
+
+
+def test_a_pickled_array_in_an_npz_is_never_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    np.savez(tmp_path / "trap.npz", image=np.array([Trap()], dtype=object))
+    with pytest.raises(UnreadableImage, match="never unpickled"):
+        list(read(tmp_path / "trap.npz"))
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_link_in_a_zip_is_not_followed(tmp_path: Path) -> None:
+    info = zipfile.ZipInfo("link.png")
+    info.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
+        z.writestr(info, "/etc/passwd")
+        z.writestr("C:/x.png", png(0))
+        z.writestr("good.png", png(1))
+    found = {n: c if isinstance(c, bytes) else c.reason for n, c in archive.members(tmp_path / "a.zip")}
+    assert "link" in found["link.png"]
+    assert "leads out" in found["C:/x.png"]
+    assert found["good.png"] == png(1)

@@ -114,14 +114,9 @@ def test_of_a_pyramid_only_the_base_is_read(tmp_path: Path) -> None:
     assert np.array_equal(one(tmp_path / "pyramid.tif").pixels, base)
 
 
-def test_real_slides_read_or_say_why_not(data_root: Path) -> None:
-    formats = data_root / "formats"
-    assert one(formats / "small_HE.svs").channels == 3
-    small = one(formats / "smalltif.tif")
+def test_a_real_tiff_of_16_bit_stays_gray(data_root: Path) -> None:
+    small = one(data_root / "formats" / "smalltif.tif")
     assert (small.channels, small.pixels.dtype) == (1, np.uint16)
-    for name in ("openslide_unopenable.tiff", "openslide_unreadable.svs"):
-        with pytest.raises(UnreadableImage, match=name):
-            list(read(formats / name))
 
 
 def npz(**arrays: np.ndarray) -> bytes:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -19,6 +20,15 @@ MAX_MEMBER = 2 * 1024**3  # bytes of one member, unpacked
 MAX_RATIO = 1000  # unpacked / packed; deflate of real pictures reaches about 300 for blank ones
 _ALLOWED_ANYWAY = 16 * 1024**2  # small members may compress as well as they like
 _CHUNK = 1024**2
+_PACKED_TARS = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\0": "xz"}
+_DESCRIPTIONS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+_MAX_DESCRIPTION = 1024**2  # bytes of the header of a member; real ones are a few hundred
 _BROKEN = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -28,9 +38,33 @@ _BROKEN = (
     NotImplementedError,
     RuntimeError,
     ValueError,
+    MemoryError,
 )
 
 Member = tuple[str, bytes | UnreadableImage]
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose name is not longer than names are: a bomb can also lie in what describes a file."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _DESCRIPTIONS and self.size > _MAX_DESCRIPTION:
+            raise tarfile.ReadError("a header that is too long")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
+def _open_tar(path: Path) -> tarfile.TarFile:
+    """A tar, packed as its first bytes say. Trying all ways, as :mod:`tarfile` does, would take nearly any file for the
+    old LZMA format, which asks for memory before it finds out."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    how = next((how for magic, how in _PACKED_TARS.items() if start.startswith(magic)), "")
+    return tarfile.open(path, f"r:{how}", tarinfo=_Member)  # type: ignore[call-overload]
+
+
+def _is_tar(path: Path) -> bool:
+    with _open_tar(path):
+        return True
 
 
 def is_archive(path: Path) -> bool:
@@ -38,7 +72,7 @@ def is_archive(path: Path) -> bool:
     if path.suffix.lower() in (".npz", ".nii", ".dcm") or path.name.lower().endswith(".nii.gz"):
         return False
     try:
-        return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+        return zipfile.is_zipfile(path) or _is_tar(path)
     except _BROKEN:
         return False
 
@@ -53,23 +87,30 @@ def names(path: Path) -> list[str]:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
                 return [info.filename for info in file.infolist() if not info.is_dir()]
-        found = []
-        with tarfile.open(path) as tar:
-            try:
-                for member in tar:
-                    if not member.isdir():
-                        found.append(member.name.removeprefix("./"))
-            except _BROKEN:
-                pass  # what comes before the damage is still good; `members` reports the rest
-        return found
+        return list(tar_names(path))
     except _BROKEN as error:
         raise UnreadableImage(path, "is a damaged archive: its directory cannot be read") from error
 
 
-def members(path: Path) -> Iterator[Member]:
-    """Every regular member with its content, or with the reason why it has none, in the archive's order."""
+def tar_names(path: Path) -> Iterator[str]:
+    """Names of the regular members of a tar as they come; none for any other file.
+
+    What comes before damage is still good; :func:`members` reports the rest.
+    """
+    with suppress(*_BROKEN), _open_tar(path) as tar:
+        for member in tar:
+            if not member.isdir():
+                yield member.name.removeprefix("./")
+
+
+def members(path: Path, order: Sequence[str] = ()) -> Iterator[Member]:
+    """Every regular member with its content, or with the reason why it has none.
+
+    Args:
+        order: names that come first, in this order; then, and in a tar always, the archive's order.
+    """
     if zipfile.is_zipfile(path):
-        yield from _zip_members(path)
+        yield from _zip_members(path, order=order)
     else:
         yield from _tar_members(path)
 
@@ -88,10 +129,30 @@ def read_member(path: Path, name: str) -> bytes:
     raise UnreadableImage(f"{path}!{name}", "no such member")
 
 
-def _zip_members(path: Path, only: str = "") -> Iterator[Member]:
+def heads(path: Path, wanted: Container[str], size: int) -> Iterator[tuple[str, bytes]]:
+    """The first ``size`` bytes of some members, those left out that cannot be read (:func:`members` tells why)."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                for info in file.infolist():
+                    if info.filename in wanted and not info.flag_bits & 1:
+                        with suppress(*_BROKEN), file.open(info) as stream:
+                            yield info.filename, stream.read(size)
+            return
+        with _open_tar(path) as tar:
+            for member in tar:
+                name = member.name.removeprefix("./")
+                if name in wanted and member.isreg() and (opened := tar.extractfile(member)):
+                    yield name, opened.read(size)
+    except _BROKEN:
+        return
+
+
+def _zip_members(path: Path, only: str = "", order: Sequence[str] = ()) -> Iterator[Member]:
+    rank = {name: i for i, name in enumerate(order)}
     try:
         with zipfile.ZipFile(path) as file:
-            for info in file.infolist():
+            for info in sorted(file.infolist(), key=lambda i: rank.get(i.filename, len(rank))):
                 if info.is_dir() or (only and info.filename != only):
                     continue
                 full = f"{path}!{info.filename}"
@@ -113,7 +174,7 @@ def _zip_members(path: Path, only: str = "") -> Iterator[Member]:
 def _tar_members(path: Path, only: str = "") -> Iterator[Member]:
     packed = path.stat().st_size
     try:
-        with tarfile.open(path) as tar:
+        with _open_tar(path) as tar:
             for member in tar:
                 name = member.name.removeprefix("./")
                 if member.isdir() or (only and name != only):

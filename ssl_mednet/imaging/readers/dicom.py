@@ -7,23 +7,25 @@ coded ones that say how to read the pixels ever reaches a message.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, get_decoder, iter_pixels
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi
 from pydicom.uid import UID
 
 from ssl_mednet.imaging.image import DEFAULT_CT_WINDOW, HU_OFFSET, MedicalImage
 from ssl_mednet.imaging.modality import DICOM_MODALITY
 from ssl_mednet.imaging.readers import ReadContext
+from ssl_mednet.imaging.readers.frames import along_normal, decoded, functional, places
 from ssl_mednet.imaging.readers.levels import stretch, stretch_range
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_Shown = tuple[np.ndarray, tuple[float, float], Literal["intensity", "hu"]]
 
 
 def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
@@ -35,31 +37,48 @@ def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
     - MONOCHROME1 is inverted, so both photometric interpretations of a picture give equal pixels.
     - Palettes and YBR become RGB.
 
-    ``group`` of each image is the patient's identifier as it stands in the file.
+    ``group`` of each image is the patient's identifier as it stands in the file, ``volume`` the series (of one slice)
+    or the file (of many frames), and ``index`` the place of the frame: along the normal of the planes where an
+    enhanced file says where they lie, in the order of the file (time) otherwise.
 
     Raises:
         UnreadableImage: no pixels, an unknown compression, or damage; frames before the damage have been yielded.
     """
     data = _open(source, ctx)
     modality = DICOM_MODALITY.get(str(data.get("Modality", "")).strip(), ctx.modality)
+    if _is_color(data) and modality in ("ct", "mri"):
+        modality = ""  # a color rendering
     group = str(data.get("PatientID", "") or "").strip()
-    frames = _frames(data, ctx)
+    place, volume = places(data), _volume(data)
+    show = _show(data, modality, ctx)
+    for index, frame in enumerate(decoded(data, ctx)):
+        pixels, window, quantity = show(frame, index)
+        yield MedicalImage(pixels, modality, window, quantity, group, place[index] if place else index, volume)
+
+
+def _volume(data: Dataset) -> str:
+    """What the images of a file are a part of: slices of a series, frames of the file; "" for a single picture."""
+    series, instance = str(data.get("SeriesInstanceUID", "") or ""), str(data.get("SOPInstanceUID", "") or "")
+    if int(data.get("NumberOfFrames", 1) or 1) > 1:
+        return f"{series} {instance}"
+    return series if along_normal(data.get("ImagePositionPatient"), data.get("ImageOrientationPatient")) else ""
+
+
+def _show(data: Dataset, modality: str, ctx: ReadContext) -> Callable[[np.ndarray, int], _Shown]:
+    """From a frame as it is stored, and its number, to pixels, window and quantity of a :class:`MedicalImage`."""
     if _is_color(data):
-        for index, frame in enumerate(frames):
-            yield MedicalImage(
-                _rgb(frame, data), "" if modality in ("ct", "mri") else modality, group=group, index=index
-            )
-        return
-    bounds = _file_range(data, ctx) if _needs_range(data) else None
-    for index, frame in enumerate(frames):
+        return lambda frame, index: (_rgb(frame, data), (0.0, 0.0), "intensity")
+    bounds = _file_range(data, ctx) if _needs_range(data) and not (modality == "ct" and _rescale(data, 0)) else None
+
+    def show(frame: np.ndarray, index: int) -> _Shown:
         values = _rescaled(frame, data, index)
         if modality == "ct" and _rescale(data, index) is not None:
             stored = np.clip(np.rint(values) + HU_OFFSET, 0, 65535).astype(np.uint16)
             low, high = _window(data, index) or DEFAULT_CT_WINDOW
-            window = (low + HU_OFFSET, high + HU_OFFSET)
-            yield MedicalImage(stored[..., None], modality, window, "hu", group, index)
-        else:
-            yield MedicalImage(_display(values, data, index, bounds)[..., None], modality, group=group, index=index)
+            return stored[..., None], (low + HU_OFFSET, high + HU_OFFSET), "hu"
+        return _display(values, data, index, bounds)[..., None], (0.0, 0.0), "intensity"
+
+    return show
 
 
 def _open(source: Path | bytes, ctx: ReadContext) -> Dataset:
@@ -78,30 +97,17 @@ def _open(source: Path | bytes, ctx: ReadContext) -> Dataset:
         data.file_meta.TransferSyntaxUID = UID(guess)
     rows, columns = int(data.get("Rows", 0) or 0), int(data.get("Columns", 0) or 0)
     ctx.check_size(rows, columns, max(1, int(data.get("NumberOfFrames", 1) or 1)))
+    _swap_palette(data)
     return data
 
 
-def _frames(data: Dataset, ctx: ReadContext) -> Iterator[np.ndarray]:
-    syntax = data.file_meta.TransferSyntaxUID
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError as error:
-        raise ctx.fail(f"has the transfer syntax {_name(syntax)}, which holds no pixels that can be decoded") from error
-    if not decoder.is_available:
-        raise ctx.fail(f"is compressed as {_name(syntax)}, for which no decoder is installed")
-    try:
-        yield from iter_pixels(data)
-    except BaseException as error:
-        # A decoder in Rust that gives up raises a "PanicException", which is no Exception.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ctx.fail(
-            f"its pixels cannot be decoded ({_name(syntax)}): truncated, damaged or wrongly described"
-        ) from error
-
-
-def _name(syntax: UID) -> str:
-    return syntax.name if syntax.name != str(syntax) and syntax.is_transfer_syntax else f"an unknown syntax ({syntax})"
+def _swap_palette(data: Dataset) -> None:
+    """Palettes of big-endian files in the byte order in which pydicom 3.0 reads them, which is the machine's."""
+    if data.original_encoding[1] is False:
+        for color in ("Red", "Green", "Blue"):
+            table = data.get(f"{color}PaletteColorLookupTableData")
+            if isinstance(table, bytes) and len(table) % 2 == 0:
+                data[f"{color}PaletteColorLookupTableData"].value = np.frombuffer(table, ">u2").astype("=u2").tobytes()
 
 
 def _is_color(data: Dataset) -> bool:
@@ -120,20 +126,9 @@ def _rgb(frame: np.ndarray, data: Dataset) -> np.ndarray:
     return stretch(frame, 0, 2**bits - 1)
 
 
-def _functional(data: Dataset, index: int, sequence: str) -> Dataset | None:
-    """The item of a functional group that applies to a frame: of the frame itself, or shared (PS3.3 C.7.6.16)."""
-    per_frame = data.get("PerFrameFunctionalGroupsSequence") or []
-    groups = [per_frame[index]] if index < len(per_frame) else []
-    groups += list(data.get("SharedFunctionalGroupsSequence") or [])[:1]
-    for group in groups:
-        if group.get(sequence):
-            return group[sequence].value[0]
-    return None
-
-
 def _rescale(data: Dataset, index: int) -> tuple[float, float] | None:
     """Slope and intercept of a frame, or None where the file states none."""
-    source = data if "RescaleSlope" in data else _functional(data, index, "PixelValueTransformationSequence")
+    source = data if "RescaleSlope" in data else functional(data, index, "PixelValueTransformationSequence")
     if source is None or source.get("RescaleSlope") is None:
         return None
     return float(source.RescaleSlope), float(source.get("RescaleIntercept") or 0)
@@ -150,7 +145,7 @@ def _rescaled(frame: np.ndarray, data: Dataset, index: int) -> np.ndarray:
 
 def _window(data: Dataset, index: int) -> tuple[float, float] | None:
     """Smallest and largest value of the first window: PS3.3 C.11.2.1.2 (LINEAR) and C.11.2.1.3.2 (LINEAR_EXACT)."""
-    source = data if "WindowCenter" in data else _functional(data, index, "FrameVOILUTSequence")
+    source = data if "WindowCenter" in data else functional(data, index, "FrameVOILUTSequence")
     if source is None or source.get("WindowCenter") is None or source.get("WindowWidth") is None:
         return None
     centre, width = (float(_first(source[name].value)) for name in ("WindowCenter", "WindowWidth"))
@@ -195,7 +190,7 @@ def _needs_range(data: Dataset) -> bool:
 def _file_range(data: Dataset, ctx: ReadContext) -> tuple[float, float]:
     """Smallest and largest value over all frames, so that the frames of a cine share one scale."""
     ranges = []
-    for index, frame in enumerate(_frames(data, ctx)):
+    for index, frame in enumerate(decoded(data, ctx)):
         values = _rescaled(frame, data, index)
         if np.isfinite(values).any():
             ranges.append(stretch_range(values))

@@ -1,4 +1,4 @@
-"""TIFF: 1 to 16 bit and float, one page an image; of a pyramid, its full resolution."""
+"""TIFF: 1 to 16 bit and float, one page an image; slides as tiles."""
 
 from __future__ import annotations
 
@@ -10,21 +10,27 @@ import numpy as np
 import tifffile
 
 from ssl_mednet.imaging.image import MedicalImage
-from ssl_mednet.imaging.readers import ReadContext
+from ssl_mednet.imaging.readers import ReadContext, slide_tiff
 from ssl_mednet.imaging.readers.levels import as_stored, in_channels
 
 
 def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
-    """Every page that is a picture, in order; reduced copies (pyramid levels, thumbnails) are left out."""
+    """Every page that is a picture, in order; reduced copies (pyramid levels, thumbnails) are left out.
+
+    A slide is cut into its tissue tiles instead; see :mod:`.slide_tiff`.
+    """
     try:
         with tifffile.TiffFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            if slide_tiff.is_slide(file):
+                yield from slide_tiff.read(file, ctx)
+                return
             pages = [p for p in file.pages if isinstance(p, tifffile.TiffPage)]
             found = 0
             for page in pages:
                 if page.is_reduced or _is_level(page, pages):
                     continue
                 ctx.check_size(page.imagelength, page.imagewidth, page.imagedepth)
-                pixels = as_stored(_pixels(page), ctx.name)
+                pixels = as_stored(_pixels(page, ctx), ctx.name)
                 yield MedicalImage(in_channels(pixels, ctx.name), ctx.modality, index=found)
                 found += 1
     except (tifffile.TiffFileError, ValueError, OSError, IndexError, KeyError) as error:
@@ -34,7 +40,7 @@ def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
 
 
 def _is_level(page: tifffile.TiffPage, pages: list[tifffile.TiffPage]) -> bool:
-    """Whether a page only repeats the first one smaller, or is a label or an overview of a slide."""
+    """Whether a page only repeats the first one smaller."""
     first = pages[0]
     if page is first or page.imagewidth >= first.imagewidth:
         return False
@@ -45,7 +51,9 @@ def _is_level(page: tifffile.TiffPage, pages: list[tifffile.TiffPage]) -> bool:
     return left == below == 0 and across == down
 
 
-def _pixels(page: tifffile.TiffPage) -> np.ndarray:
+def _pixels(page: tifffile.TiffPage, ctx: ReadContext) -> np.ndarray:
+    if not isinstance(page.compression, tifffile.COMPRESSION):
+        raise ctx.fail(f"is compressed in a way that no decoder knows (TIFF compression {int(page.compression)})")
     pixels = page.asarray()
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
         table = np.asarray(page.colormap)  # [3, 2^bits] uint16

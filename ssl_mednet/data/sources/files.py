@@ -1,0 +1,258 @@
+"""Single files, folders and archives."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ssl_mednet.data.sources.base import SPLIT_NAMES, Item, Source
+from ssl_mednet.errors import DataError, UnreadableImage
+from ssl_mednet.imaging.readers import archive, is_image_name, npz_splits, series
+
+
+class FileSource(Source):
+    """One file: a volume, a cine, a picture, or an npz with MedMNIST's keys."""
+
+    def fingerprint(self) -> str:
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def items(self) -> Iterator[Item]:
+        try:
+            splits = npz_splits(self.path) if self.path.suffix == ".npz" else {}
+        except UnreadableImage as error:
+            yield Item(self.spec, error)
+            return
+        if not splits:
+            yield Item(self.spec, self.path)
+            return
+        for split, (images, labels) in splits.items():
+            for i, image in enumerate(images):
+                label = None if labels is None else npz_label(labels[i])
+                pixels = image[..., None] if image.ndim == 2 else image
+                yield Item(f"{self.spec}!{split}_images[{i}]", pixels, label, split)
+
+
+def npz_label(row: np.ndarray) -> str:
+    """The label of an item from MedMNIST's: one class number a row, or 0/1 for each of several findings."""
+    values = np.atleast_1d(row)
+    return str(int(values[0])) if len(values) == 1 else "|".join(str(i) for i in np.flatnonzero(values))
+
+
+class TreeSource(Source):
+    """Files below a root: the common part of folders and archives."""
+
+    def names(self) -> list[str]:
+        """All files below the root, relative, with forward slashes."""
+        raise NotImplementedError
+
+    def read_bytes(self, name: str) -> bytes:
+        raise NotImplementedError
+
+    def contents(self, order: list[str]) -> Iterator[tuple[str, Path | bytes | UnreadableImage]]:
+        """These files with their content, in this order where the source can be read in any, and all bad ones."""
+        raise NotImplementedError
+
+    def headers(self, names: list[str]) -> Iterator[tuple[str, series.Header | None]]:
+        """These files with what they say of their place in a DICOM series."""
+        raise NotImplementedError
+
+    def items(self) -> Iterator[Item]:
+        """Files in order; slices of a DICOM series in the order in which they lie in space, levels of a slide as one.
+
+        Series are looked for directory by directory, so the first item does not wait for the headers of a whole tree.
+        """
+        names = [n for n in self.names() if is_image_name(n)]
+        table = self._table()
+        if table is None and self.group_field and not self._group_from_path:
+            hint = "folder, file, path:REGEX, or a column of a labels.csv beside the images"
+            raise DataError(f"{self.spec}: no labels.csv has the column {self.group_field!r}", hint)
+        said = _classes(names) if table is None else {n: _row(table[n]) for n in names if n in table}
+        for name, known in said.items():
+            known["group"] = self._group(name, {} if table is None else table[name])
+            if self.labels == "none" or (self.labels == "table" and table is None):
+                known["label"] = None
+        for group in self._parts([n for n in names if n in said]):
+            yield from self._arranged(group, said)
+        for name in table or {}:
+            if name not in said:
+                reason = "labels.csv names it, but there is no such file"
+                yield Item(self._full(name), UnreadableImage(self._full(name), reason))
+
+    @property
+    def _group_from_path(self) -> bool:
+        return self.group_field in ("folder", "file") or self.group_field.startswith("path:")
+
+    def _group(self, name: str, row: dict[str, str]) -> str:
+        """What of a file's path, or of its row in the table, says what it may not be split from."""
+        if self.group_field.startswith("path:"):
+            found = re.search(self.group_field.removeprefix("path:"), name)
+            return (found[1] if found.re.groups else found[0]) if found else ""
+        if self.group_field in ("folder", "file"):
+            return name if self.group_field == "file" else str(PurePosixPath(name).parent)
+        return row.get(self.group_field or "group") or ""
+
+    def _parts(self, names: list[str]) -> Iterator[list[str]]:
+        """What is read in one go: a directory."""
+        groups: dict[str, list[str]] = {}
+        for name in names:
+            groups.setdefault(name.rpartition("/")[0], []).append(name)
+        yield from groups.values()
+
+    def _arranged(self, names: list[str], said: dict[str, dict[str, Any]]) -> Iterator[Item]:
+        stacks = self._stacks(names)
+        place = {name: (stack, i) for stack in stacks for i, name in enumerate(stack.names)}
+        slides: dict[str, dict[str, Path | bytes]] = {}
+        self.remarks += [(self._full(stack.names[0]), stack.remark) for stack in stacks if stack.remark]
+        for name, content in self.contents([*place]):
+            stack, index = place.get(name, (series.Stack([name]), 0))
+            if not stack.slide or isinstance(content, UnreadableImage):
+                yield Item(self._full(name), content, **said.get(name, {}), index=index)
+                continue
+            levels = slides.setdefault(stack.names[0], {})
+            levels[name] = content
+            if len(levels) == len(stack.names):
+                yield Item(self._full(stack.names[0]), tuple(levels.values()), **said[stack.names[0]])
+
+    def _stacks(self, names: list[str]) -> list[series.Stack]:
+        dicom = {n for n in names if _may_be_dicom(n)}
+        if len(dicom) < 2:  # one file is its own series, and pictures have none
+            return [series.Stack([n]) for n in names]
+        known = dict(self.headers([n for n in names if n in dicom]))
+        return series.stacks((n, known.get(n)) for n in names)
+
+    def _full(self, name: str) -> str:
+        return f"{self.spec}!{name}"
+
+    def _table(self) -> dict[str, dict[str, str]] | None:
+        """The rows of ``labels.csv`` by path, or None where there is none."""
+        tables = [n for n in self.names() if PurePosixPath(n).name == "labels.csv" and n.count("/") <= 1]
+        if not tables:
+            return None
+        name = min(tables, key=len)
+        root = name.rpartition("labels.csv")[0]
+        try:
+            rows = list(csv.DictReader(io.StringIO(self.read_bytes(name).decode("utf-8-sig"))))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{self._full(name)}: is no CSV table: {error}") from error
+        wanted = {"path", "label"} | ({self.group_field} - {""} if not self._group_from_path else set())
+        missing = wanted - set(rows[0] if rows else ())
+        if missing:
+            hint = "columns: path,label and, where known, split,group,modality"
+            raise DataError(f"{self._full(name)}: no column {' and '.join(sorted(missing))}", hint)
+        bad = {r["split"] for r in rows if r.get("split")} - set(SPLIT_NAMES)
+        if bad:
+            raise DataError(f"{self._full(name)}: split is train, val or test, not {sorted(bad)[0]!r}")
+        return {root + r["path"]: r for r in rows if r["path"]}
+
+
+def _may_be_dicom(name: str) -> bool:
+    suffix = PurePosixPath(name).suffix.lower()
+    return suffix in ("", ".dcm", ".dicom", ".ima") or suffix[1:].isdigit()
+
+
+def _row(row: dict[str, str]) -> dict[str, Any]:
+    """What a row of ``labels.csv`` says of its file, as arguments of :class:`Item`."""
+    split = SPLIT_NAMES.get(row.get("split") or "", "")
+    return {"label": row["label"] or "", "split": split, "modality": row.get("modality") or ""}
+
+
+def _classes(names: list[str]) -> dict[str, dict[str, Any]]:
+    """Split and class of each file, from the folders it lies in: ``[train|val|test/]CLASS/...``."""
+    parts = {n: list(PurePosixPath(n).parts[:-1]) for n in names}
+    while parts and all(p for p in parts.values()) and len({p[0] for p in parts.values()}) == 1:
+        if next(iter(parts.values()))[0].lower() in SPLIT_NAMES:
+            break
+        for p in parts.values():
+            p.pop(0)  # a folder that holds everything says nothing
+    found: dict[str, dict[str, Any]] = {}
+    with_splits = bool(parts) and all(p and p[0].lower() in SPLIT_NAMES for p in parts.values())
+    for name, p in parts.items():
+        split = SPLIT_NAMES[p.pop(0).lower()] if with_splits else ""
+        found[name] = {"split": split, "label": p[0] if p else None}
+    return found
+
+
+class FolderSource(TreeSource):
+    """A folder with images at any depth; or, with ``names``, some of its files."""
+
+    def __init__(self, path: Path, names: list[str] | None = None) -> None:
+        super().__init__(path)
+        if names is None:
+            # Links are followed to files but not to folders, so a link to a parent cannot loop.
+            files = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+            names = [p.relative_to(path).as_posix() for p in files]
+        self._names = sorted(names)
+
+    def names(self) -> list[str]:
+        return self._names
+
+    def _full(self, name: str) -> str:
+        return str(self.path / name)
+
+    def read_bytes(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for name in self._names:
+            stat = (self.path / name).stat()
+            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def count(self) -> int:
+        return sum(map(is_image_name, self._names))
+
+    def contents(self, order: list[str]) -> Iterator[tuple[str, Path | bytes | UnreadableImage]]:
+        for name in order:
+            yield name, self.path / name
+
+    def headers(self, names: list[str]) -> Iterator[tuple[str, series.Header | None]]:
+        for name in names:
+            yield name, series.header(self.path / name)
+
+
+class ArchiveSource(TreeSource):
+    """A zip or tar with images at any depth."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            self._names = archive.names(path)
+        except UnreadableImage as error:
+            raise DataError(str(error)) from error
+
+    def names(self) -> list[str]:
+        return self._names
+
+    def read_bytes(self, name: str) -> bytes:
+        try:
+            return archive.read_member(self.path, name)
+        except UnreadableImage as error:
+            raise DataError(str(error)) from error
+
+    def fingerprint(self) -> str:
+        return FileSource(self.path).fingerprint()
+
+    def count(self) -> int:
+        return sum(map(is_image_name, self._names))
+
+    def contents(self, order: list[str]) -> Iterator[tuple[str, Path | bytes | UnreadableImage]]:
+        wanted = set(order)
+        for name, content in archive.members(self.path, order):
+            if name in wanted or isinstance(content, UnreadableImage):
+                yield name, content
+
+    def headers(self, names: list[str]) -> Iterator[tuple[str, series.Header | None]]:
+        for name, content in archive.heads(self.path, set(names), series.HEADER):
+            yield name, series.header(content)
+
+    def _parts(self, names: list[str]) -> Iterator[list[str]]:
+        yield names  # an archive is read once, from its beginning to its end

@@ -1,0 +1,178 @@
+"""Parquet, what Hugging Face's datasets writes, and WebDataset shards, as any other source."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ssl_mednet.data.corpus import CorpusSpec, open_corpus
+from ssl_mednet.data.labelled import open_labelled
+from ssl_mednet.data.sources import Item, open_source
+from ssl_mednet.errors import DataError, UnreadableImage
+
+GRAY = CorpusSpec("gray", 64)
+
+
+def array(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (20, 16), dtype=np.uint8)
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array(seed)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def table(rows: list[dict[str, object]], names: list[str] | None = None) -> pa.Table:
+    made = pa.Table.from_pylist(rows)
+    if names is None:
+        return made
+    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    return made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def rows(seeds: range, **more: object) -> list[dict[str, object]]:
+    return [{"image": {"bytes": png(s), "path": f"{s}.png"}, "label": s % 2, **more} for s in seeds]
+
+
+def test_a_dataset_of_images_in_parquet_with_named_classes_and_splits(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for split, seeds in (("train", range(0, 6)), ("validation", range(6, 8)), ("test", range(8, 10))):
+        pq.write_table(table(rows(seeds), ["well", "sick"]), tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    source = open_source(tmp_path)
+    assert source.count() == 10
+    assert source.classes == ("well", "sick")
+    task = open_labelled(tmp_path, GRAY, quiet=True)
+    assert [len(task.splits[s]) for s in ("train", "val", "test")] == [6, 2, 2]
+    assert sorted(task.corpus.classes) == ["sick", "well"]
+    batch = task.corpus.batch(task.splits["train"]).pixels.numpy()[:, 0]
+    assert sorted(map(bytes, batch)) == sorted(bytes(array(s)) for s in range(6))
+
+
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_a_folder_that_save_to_disk_wrote(kind: str, tmp_path: Path) -> None:
+    made = table(rows(range(20), patient_id="p1"), ["well", "sick"])
+    path = tmp_path / "train" / "data-00000-of-00001.arrow"
+    path.parent.mkdir()
+    (tmp_path / "train" / "state.json").write_text("{}")
+    writer = pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file
+    with pa.OSFile(str(path), "wb") as file, writer(file, made.schema) as out:
+        out.write_table(made, max_chunksize=7)
+    items = list(open_source(tmp_path).items())
+    assert len(items) == 20
+    assert {(i.split, i.group) for i in items} == {("train", "p1")}
+    assert [i.label for i in items] == [str(n % 2) for n in range(20)]
+    assert np.array_equal(next(items[13].images()).pixels[..., 0], array(13))
+
+
+def test_plain_bytes_lists_of_findings_and_missing_labels(tmp_path: Path) -> None:
+    made = pa.table({"png": [png(0), png(1), None], "labels": [["mass", "edema"], None, ["mass"]]})
+    pq.write_table(made, tmp_path / "set.parquet")
+    items = list(open_source(tmp_path / "set.parquet").items())
+    assert [i.label for i in items] == ["mass|edema", None, "mass"]
+    assert [i.split for i in items] == ["", "", ""]
+    with pytest.raises(UnreadableImage, match="holds no image"):
+        list(items[2].images())
+
+
+def test_images_beside_the_table_are_read_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(png(3))
+    (tmp_path / "out.png").write_bytes(png(4))
+    paths = ["a.png", "../out.png", str(tmp_path / "out.png"), "missing.png"]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    column = pa.array([{"bytes": None, "path": p} for p in paths], kind)
+    pq.write_table(pa.table({"image": column}), tmp_path / "in" / "t.parquet")
+    found = [_outcome(item) for item in open_source(tmp_path / "in").items()]
+    assert np.array_equal(found[0], array(3))
+    assert "leads out" in found[1]
+    assert "leads out" in found[2]
+    assert "cannot be opened" in found[3]
+
+
+def _outcome(item: Item) -> np.ndarray | str:
+    try:
+        return next(item.images()).pixels[..., 0]
+    except UnreadableImage as error:
+        return error.reason
+
+
+def test_a_damaged_table_loses_itself_only(tmp_path: Path) -> None:
+    pq.write_table(table(rows(range(4))), tmp_path / "a.parquet")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "b.parquet").write_bytes(whole[: len(whole) // 2])
+    corpus = open_corpus(tmp_path, GRAY, quiet=True)
+    assert (len(corpus), corpus.meta["skipped"]) == (4, 1)
+
+
+def test_a_table_without_images_is_no_source_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(0))
+    pq.write_table(pa.table({"name": ["a.png"], "age": [3]}), tmp_path / "facts.parquet")
+    assert len(list(open_source(tmp_path).items())) == 1
+    from ssl_mednet.data.sources.tables import TableSource
+
+    with pytest.raises(DataError, match="no table with a column of images"):
+        TableSource(tmp_path)
+
+
+def shard(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def sample(n: int, label: int) -> dict[str, bytes]:
+    return {f"s/{n:04d}.png": png(n), f"s/{n:04d}.cls": str(label).encode()}
+
+
+def test_shards_with_classes(tmp_path: Path) -> None:
+    shard(tmp_path / "train-0000.tar", sample(0, 1) | sample(1, 0))
+    shard(tmp_path / "train-0001.tar", sample(2, 1))
+    shard(tmp_path / "val-0000.tar", sample(3, 0))
+    items = list(open_source(tmp_path).items())
+    assert [(i.label, i.split) for i in items] == [("1", "train"), ("0", "train"), ("1", "train"), ("0", "val")]
+    for n, item in enumerate(items):
+        assert np.array_equal(next(item.images()).pixels[..., 0], array(n))
+
+
+def test_a_single_shard_whose_side_files_are_json(tmp_path: Path) -> None:
+    said = {"label": "sick", "split": "validation", "group": "p7", "modality": "mri", "report": "Doe, Jane"}
+    many = {"labels": ["mass", "edema"]}
+    members = {
+        "a.json": json.dumps(said).encode(), "a.png": png(0),
+        "b.left.png": png(1), "b.right.png": png(2), "b.json": json.dumps(many).encode(), "b.txt": b"free text",
+        "c.png": png(3), "c.json": b"{broken",
+        "d.png": png(4),
+    }  # fmt: skip
+    items = list(open_source(shard(tmp_path / "set.tar.gz", members)).items())
+    good = [i for i in items if isinstance(i.content, bytes)]
+    assert [i.label for i in good] == ["sick", "mass|edema", "mass|edema", None, None]
+    assert (good[0].split, good[0].group, good[0].modality) == ("val", "p7", "mri")
+    (bad,) = [i for i in items if isinstance(i.content, UnreadableImage)]
+    assert "c.json" in bad.name
+    assert not any("Doe" in repr((i.name, i.label, i.group)) for i in items)
+
+
+def test_an_ordinary_tar_is_no_shard(tmp_path: Path) -> None:
+    path = shard(tmp_path / "set.tar", {"sick/0.png": png(0), "well/0.png": png(1)})
+    assert [i.label for i in open_source(path).items()] == ["sick", "well"]
+
+
+def test_a_shard_that_is_cut_off_gives_what_came_before(tmp_path: Path) -> None:
+    whole = shard(tmp_path / "w.tar", sample(0, 1) | sample(1, 0) | sample(2, 1)).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: whole.index(b"s/0002.png") + 600])
+    items = list(open_source(tmp_path / "cut.tar").items())
+    assert [i.label for i in items if isinstance(i.content, bytes)] == ["1", "0"]
+    assert any("truncated" in i.content.reason for i in items if isinstance(i.content, UnreadableImage))
