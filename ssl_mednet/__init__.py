@@ -6,6 +6,7 @@ The verbs of the command line, for Python:
 >>> corpus = ssl_mednet.ingest(["scans", "more.zip"], "corpora/mine")                          # doctest: +SKIP
 >>> run = ssl_mednet.pretrain("mae_gray.yaml", data="scans.zip", out="runs/mine")             # doctest: +SKIP
 >>> results = ssl_mednet.evaluate([run.folder, "random:"], data="labelled.zip")               # doctest: +SKIP
+>>> ssl_mednet.report([results.path.parent], "report.html")                                    # doctest: +SKIP
 >>> backbone = ssl_mednet.load_backbone(run.folder)                                           # doctest: +SKIP
 """
 
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from ssl_mednet.ingesting.run import ingest
     from ssl_mednet.methods.base import register_method
     from ssl_mednet.pretraining.run import pretrain
+    from ssl_mednet.reporting.build import report
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "ingest", "load_backbone", "pretrain", "preview", "register_method"]
+__all__ = ["evaluate", "ingest", "load_backbone", "pretrain", "preview", "register_method", "report"]
 
 # Imported when first used: `ssl-mednet --help` must not wait for torch.
 _WHERE = {
@@ -33,6 +35,7 @@ _WHERE = {
     "pretrain": "ssl_mednet.pretraining.run",
     "preview": "ssl_mednet.contact_sheet",
     "register_method": "ssl_mednet.methods.base",
+    "report": "ssl_mednet.reporting.build",
 }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from ssl_mednet.report.load import Thumbnails
+from ssl_mednet.reporting.load import Thumbnails
 
 QUALITY = 90  # of the JPEG: for recognising an image, not for reading it
 _BLOCK = 8  # JPEG's, pixels; a cell is whole blocks, so that neighbours do not bleed into each other

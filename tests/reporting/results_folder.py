@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from ssl_mednet.probe import METRICS, Interval, paired_bootstrap
-from ssl_mednet.report.build import report
 
 WEIGHTS = {"runs/gray": 1.6, "random:resnet10t": 0.7, "imagenet:efficientnet_lite0": 1.2}  # how well each tells apart
 ALL = ("linear", "finetune", "knn")
@@ -125,7 +123,7 @@ class Writer:
     def _robustness(self, weights: str, skill: float) -> None:
         errors = {c: [0.5 - 0.3 * skill / (1 + s / 5) / 2 for s in range(1, 6)] for c in CORRUPTIONS}
         metrics = {m: self._interval(0.5 - 0.1 * skill) for m in ("balanced_error", "clean_balanced_error")}
-        self._add(weights, "robustness", metrics, corruptions=errors)
+        self._add(weights, "robustness", metrics, corruptions=errors, n=len(self.targets) // 2)
 
     def _map(self, weights: str, skill: float) -> None:
         sample = self.ids[:80]
@@ -198,21 +196,3 @@ def write_run(folder: Path) -> Path:
     card = f"# gray\n\n| | |\n| --- | --- |\n| input | gray, 64 x 64 |\n| sha256 | `{sha}` |\n"
     (folder / "backbone" / "README.md").write_text(card)
     return folder
-
-
-@pytest.fixture(scope="session")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Read only."""
-    return write_results(tmp_path_factory.mktemp("study") / "results")
-
-
-@pytest.fixture(scope="session")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Read only."""
-    return write_run(tmp_path_factory.mktemp("runs") / "gray")
-
-
-@pytest.fixture(scope="session")
-def written(results: Path, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The report on both, and its tables."""
-    return report([results, run_folder], tmp_path_factory.mktemp("out") / "sub" / "all.html")

@@ -1,7 +1,7 @@
 """Colours of the report, for light and dark, and the SVG that follows them.
 
 Series colours are the hues of Okabe and Ito (2008, "Color Universal Design"), moved until each stands out from the
-ground (3:1 or more) and from every other one, with normal and with colour-blind eyes (``tests/report/test_theme.py``).
+ground (3:1 or more) and from every other one, with normal and with colour-blind eyes (``test_theme.py``).
 A marker and a dash go with every colour, so nothing depends on colour alone.
 """
 

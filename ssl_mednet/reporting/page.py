@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from ssl_mednet.report import plots, words
-from ssl_mednet.report.gallery import Gallery, build_gallery
-from ssl_mednet.report.leaderboard import Board, Grid, Overview, fewer_labels, leaderboard, overview
-from ssl_mednet.report.load import Study
-from ssl_mednet.report.pictures import data_uri
-from ssl_mednet.report.plots import Panel, Proof, Robustness
-from ssl_mednet.report.pretraining import PretrainingRun
-from ssl_mednet.report.references import Beside
-from ssl_mednet.report.rows import Session, source_name, without_home
-from ssl_mednet.report.tables import all_cells
-from ssl_mednet.report.tasks import Series, Task
+from ssl_mednet.reporting import plots, words
+from ssl_mednet.reporting.gallery import Gallery, build_gallery
+from ssl_mednet.reporting.leaderboard import Board, Grid, Overview, fewer_labels, leaderboard, overview
+from ssl_mednet.reporting.load import Study
+from ssl_mednet.reporting.pictures import data_uri
+from ssl_mednet.reporting.plots import Panel, Proof, Robustness
+from ssl_mednet.reporting.pretraining import PretrainingRun
+from ssl_mednet.reporting.references import Beside
+from ssl_mednet.reporting.rows import Row, Session, source_name, without_home
+from ssl_mednet.reporting.tables import all_cells
+from ssl_mednet.reporting.tasks import Series, Task
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class DataLine:
     source: str
     classes: str
     caption: str
+    licence: str
     fingerprints: list[str]
 
 
@@ -229,7 +231,6 @@ def _flat(tree: dict[str, object], prefix: str = "") -> list[tuple[str, str]]:
 
 def _weights(tasks: Sequence[Task], runs: Sequence[RunView]) -> list[WeightsLine]:
     """Every set of weights, once for each hash: an untrained net is another one for every seed."""
-    by_hash = {view.run.sha256: view for view in runs if view.run.sha256}
     lines: dict[tuple[str, str], WeightsLine] = {}
     for task in tasks:
         for row in task.rows:
@@ -239,15 +240,26 @@ def _weights(tasks: Sequence[Task], runs: Sequence[RunView]) -> list[WeightsLine
             name, given = task.series[row.label].name, without_home(row.weights)
             if len({r.weights_sha256 for r in task.rows if r.label == row.label}) > 1:
                 name = f"{name}, seed {row.seed}"
-            line = WeightsLine(name, given, row.architecture, seen, row.weights_sha256, by_hash.get(row.weights_sha256))
+            line = WeightsLine(name, given, row.architecture, seen, row.weights_sha256, _run_of(row, runs))
             lines.setdefault((row.label, row.weights_sha256), line)
     return list(lines.values())
+
+
+def _run_of(row: Row, runs: Sequence[RunView]) -> RunView | None:
+    """The run that made a row's weights: by their hash, or because its folder is what was evaluated."""
+    evaluated = Path(row.weights).expanduser().resolve()
+    for view in runs:
+        same_hash = bool(view.run.sha256) and view.run.sha256 == row.weights_sha256
+        if same_hash or evaluated in (view.run.folder, view.run.folder / "backbone"):
+            return view
+    return None
 
 
 def _data(task: Task) -> DataLine:
     sources = dict.fromkeys(source_name(r.source) for r in task.rows if r.source)
     prints = list(dict.fromkeys(r.data_fingerprint for r in task.rows if r.data_fingerprint))
-    return DataLine(task.name, ", ".join(sources), ", ".join(task.one.classes), task.caption, prints)
+    classes, licence = ", ".join(task.one.classes), task.one.licence or ""
+    return DataLine(task.name, ", ".join(sources), classes, task.caption, licence, prints)
 
 
 def _session(session: Session) -> SessionView:

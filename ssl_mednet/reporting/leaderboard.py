@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ssl_mednet.report import words
-from ssl_mednet.report.rows import Comparison, Estimate, Row
-from ssl_mednet.report.tasks import MAIN_METRICS, Cell, Series, Task
+from ssl_mednet.reporting import words
+from ssl_mednet.reporting.rows import Comparison, Estimate, Row
+from ssl_mednet.reporting.tasks import MAIN_METRICS, Cell, Series, Task
 
 BAR = 150  # width of an interval bar, pixels
 _EDGE = 6  # free at both ends of a bar, pixels

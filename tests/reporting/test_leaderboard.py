@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_results
+from results_folder import write_results
 
-from ssl_mednet.report.leaderboard import Axis, fewer_labels, leaderboard, overview, per_class
-from ssl_mednet.report.load import load_study
-from ssl_mednet.report.rows import Estimate
-from ssl_mednet.report.tasks import Task, sort_into_tasks
+from ssl_mednet.reporting.leaderboard import Axis, fewer_labels, leaderboard, overview, per_class
+from ssl_mednet.reporting.load import load_study
+from ssl_mednet.reporting.rows import Estimate
+from ssl_mednet.reporting.tasks import Task, sort_into_tasks
 
 NAN = float("nan")
 

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import auc, confusion_matrix, roc_auc_score, roc_curve
 
 from ssl_mednet.probe import METRICS
-from ssl_mednet.report.curves import (
+from ssl_mednet.reporting.curves import (
     Mistake,
     confusion,
     describe_reliability,

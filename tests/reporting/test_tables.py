@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ssl_mednet.report.load import Study, load_study
-from ssl_mednet.report.references import beside, load_references
-from ssl_mednet.report.rows import Estimate, Row
-from ssl_mednet.report.tables import as_csv, interval, latex, markdown, tables
-from ssl_mednet.report.tasks import Task, sort_into_tasks
+from ssl_mednet.reporting.load import Study, load_study
+from ssl_mednet.reporting.references import beside, load_references
+from ssl_mednet.reporting.rows import Estimate, Row
+from ssl_mednet.reporting.tables import as_csv, interval, latex, markdown, tables
+from ssl_mednet.reporting.tasks import Task, sort_into_tasks
 
 NAN = float("nan")
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_results, write_run
+from results_folder import write_results, write_run
 
 from ssl_mednet.errors import RecipeError, UserError
-from ssl_mednet.report.load import Missing, load_embedding, load_predictions, load_study, load_thumbnails
-from ssl_mednet.report.tasks import sort_into_tasks
+from ssl_mednet.reporting.load import Missing, load_embedding, load_predictions, load_study, load_thumbnails
+from ssl_mednet.reporting.tasks import sort_into_tasks
 
 
 @pytest.fixture
@@ -42,6 +42,14 @@ def test_all_rows_are_read_and_sorted_into_tasks(results: Path) -> None:
         "imagenet:efficientnet_lite0",
     ]
     assert tasks[0].settings("few_shot_linear") == [(None, 1), (None, 5), (None, 10), (None, 50)]
+
+
+def test_robustness_on_a_part_of_the_images_stays_with_its_task(results: Path) -> None:
+    for task in sort_into_tasks(load_study([results])):
+        assert [c.row.n for c in task.cells("robustness")] == [task.one.n // 2] * 3
+        assert task.one.protocol == "linear"
+        assert f"on {task.one.n // 2} of the test images" in task.robust_caption
+        assert f"{task.one.n} test images" in task.robust_caption
 
 
 def test_captions_tell_groups_and_splits(results: Path) -> None:
@@ -139,6 +147,9 @@ def test_what_is_broken_is_refused_by_name(copy: Path, name: str, text: str, sai
 def test_a_folder_that_holds_nothing_of_ours_is_refused(results: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neither results.json nor recipe.yaml .*did you mean .*results"):
         load_study([results.parent])
+    (tmp_path / "rows").mkdir()
+    with pytest.raises(UserError, match=r"is not finished.*goes on where it stopped"):
+        load_study([tmp_path])
     with pytest.raises(UserError, match="no such folder"):
         load_study([tmp_path / "nowhere"])
     with pytest.raises(UserError, match="nothing to report"):

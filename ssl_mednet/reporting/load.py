@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import numpy as np
 
 from ssl_mednet.errors import UserError
 from ssl_mednet.recipe import parse
-from ssl_mednet.report.pretraining import RECIPE, PretrainingRun, read_run
-from ssl_mednet.report.rows import Comparison, Row, Session
+from ssl_mednet.reporting.pretraining import RECIPE, PretrainingRun, read_run
+from ssl_mednet.reporting.rows import Comparison, Row, Session
 
 RESULTS, COMPARISONS, SESSION, GALLERY = "results.json", "comparisons.json", "run.json", "gallery"
+UNFINISHED = "rows"  # where an evaluation keeps its rows until all are there
 Array = np.ndarray
 
 
@@ -46,6 +47,11 @@ class Thumbnails:
 
     rows: Array
     pictures: Array
+
+    def of(self, ids: Sequence[int]) -> Thumbnails:
+        """Those of these images."""
+        chosen = np.isin(self.rows, ids)
+        return Thumbnails(self.rows[chosen], self.pictures[chosen])
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,9 @@ def load_study(folders: Iterable[str | Path]) -> Study:
 def _not_ours(folder: Path) -> UserError:
     if not folder.is_dir():
         return UserError(f"{folder}: no such folder", "give results folders or pretraining run folders")
+    if (folder / UNFINISHED).is_dir():
+        hint = "`ssl-mednet evaluate` with the same --out goes on where it stopped"
+        return UserError(f"{folder}: its evaluation is not finished, there is no {RESULTS}", hint)
     below = sorted({p.parent for name in (RESULTS, RECIPE) for p in folder.glob(f"*/{name}")})
     hint = f"did you mean {', '.join(map(str, below[:5]))}?" if below else "`ssl-mednet evaluate --out` writes one"
     return UserError(f"{folder}: has neither {RESULTS} nor {RECIPE}", hint)

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import IdentityTransform, blended_transform_factory
 
-from ssl_mednet.report.curves import FEW, Reliability
-from ssl_mednet.report.theme import DASHES, MARKERS, PLACEHOLDERS, SERIES, themed
+from ssl_mednet.reporting.curves import FEW, Reliability
+from ssl_mednet.reporting.theme import DASHES, MARKERS, PLACEHOLDERS, SERIES, themed
 
 INK, MUTED, RULE, PAPER = (PLACEHOLDERS[name] for name in ("ink", "muted", "rule", "paper"))
 WIDTH, HEIGHT = 304, 250  # of a panel, pixels

@@ -10,12 +10,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ssl_mednet.report import tables, theme, words
-from ssl_mednet.report.leaderboard import BAR
-from ssl_mednet.report.page import Page
-from ssl_mednet.report.pictures import shapes
-from ssl_mednet.report.references import alike
-from ssl_mednet.report.tasks import NOT_SEEDS
+from ssl_mednet.reporting import tables, theme, words
+from ssl_mednet.reporting.leaderboard import BAR
+from ssl_mednet.reporting.page import Page
+from ssl_mednet.reporting.pictures import shapes
+from ssl_mednet.reporting.references import alike
+from ssl_mednet.reporting.tasks import NOT_SEEDS
 
 FOLDER = Path(__file__).parent
 PROTOCOL_HELP = {

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ssl_mednet.errors import RecipeError
-from ssl_mednet.report.references import alike, beside, load_references
-from ssl_mednet.report.rows import Row
+from ssl_mednet.reporting.references import alike, beside, load_references
+from ssl_mednet.reporting.rows import Row
 
 
 def row(**facts: Any) -> Row:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
 
-from ssl_mednet.report import words
-from ssl_mednet.report.curves import Mistake, worst_mistakes
-from ssl_mednet.report.load import Embedding, Missing, Predictions, load_embedding, load_thumbnails
-from ssl_mednet.report.pictures import Sheet, make_sheet, on_map, shapes
-from ssl_mednet.report.plots import Proof
-from ssl_mednet.report.tasks import Series, Task
+from ssl_mednet.reporting import words
+from ssl_mednet.reporting.curves import Mistake, worst_mistakes
+from ssl_mednet.reporting.load import Embedding, Missing, Predictions, load_embedding, load_thumbnails
+from ssl_mednet.reporting.pictures import Sheet, make_sheet, on_map, shapes
+from ssl_mednet.reporting.plots import Proof
+from ssl_mednet.reporting.tasks import Cell, Series, Task
 
 MAP = (462, 400)  # largest size of a map, pixels
 MISTAKES = 12
@@ -66,38 +67,73 @@ class Gallery:
     missing: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What is to be shown of one set of weights, before its pictures are put on a sheet."""
+
+    cell: Cell
+    predictions: Predictions | None
+    embedding: Embedding | None
+    mistakes: list[Mistake]
+
+    @property
+    def ids(self) -> list[int]:
+        """Of all images that are shown."""
+        ids: list[int] = []
+        if self.embedding is not None:
+            for part in (self.embedding.sample, self.embedding.queries, self.embedding.neighbours):
+                ids += part.ravel().tolist()
+        if self.predictions is not None:
+            ids += [int(self.predictions.rows[m.index]) for m in self.mistakes]
+        return ids
+
+
 def build_gallery(task: Task, proof: Proof | None) -> Gallery:
     """Maps, neighbours and mistakes of every set of weights; the mistakes are those of ``proof``."""
     gallery = Gallery()
-    sheets = _sheets(task, gallery)
-    cells = task.cells(proof.protocol) if proof else []
-    for cell in cells:
-        assert proof is not None
-        series, row = cell.series, cell.row
-        found, sheet = proof.predictions.get(series.label), sheets.get(str(row.folder))
-        if found is not None:
-            pictures = [_mistake(task, found, sheet, m) for m in worst_mistakes(found.targets, found.scores, MISTAKES)]
-            wrong = int((found.scores.argmax(axis=1) != found.targets).sum()) if found.targets.ndim == 1 else 0
-            gallery.mistakes.append((series, pictures, wrong))
-        try:
-            embedding = load_embedding(row.folder, row.task, row.weights)
-        except Missing as missing:
-            gallery.missing.append(f"{series.name}: {missing}")
-            continue
-        gallery.maps.append(_map(task, series, embedding, found, sheet))
-        if embedding.neighbours.size:
-            gallery.neighbours.append((series, _neighbours(task, embedding, found, sheet)))
+    if proof is None:
+        return gallery
+    found = [_find(cell, proof, gallery) for cell in task.cells(proof.protocol)]
+    sheets = _sheets(task, found, gallery)
+    for one in found:
+        series, predictions, sheet = one.cell.series, one.predictions, sheets.get(one.cell.row.folder)
+        if predictions is not None:
+            pictures = [_mistake(task, predictions, sheet, mistake) for mistake in one.mistakes]
+            gallery.mistakes.append((series, pictures, _count_wrong(predictions)))
+        if one.embedding is not None:
+            gallery.maps.append(_map(task, series, one.embedding, predictions, sheet))
+            if one.embedding.neighbours.size:
+                gallery.neighbours.append((series, _neighbours(task, one.embedding, predictions, sheet)))
     return gallery
 
 
-def _sheets(task: Task, gallery: Gallery) -> dict[str, Sheet]:
-    """One sheet a results folder: ids of images count within the folder's own data."""
-    sheets: dict[str, Sheet] = {}
-    for folder, name in dict.fromkeys((r.folder, r.task) for r in task.rows):
+def _find(cell: Cell, proof: Proof, gallery: Gallery) -> _Found:
+    predictions, embedding = proof.predictions.get(cell.series.label), None
+    try:
+        embedding = load_embedding(cell.row.folder, cell.row.task, cell.row.weights)
+    except Missing as missing:
+        gallery.missing.append(f"{cell.series.name}: {missing}")
+    mistakes = [] if predictions is None else worst_mistakes(predictions.targets, predictions.scores, MISTAKES)
+    return _Found(cell, predictions, embedding, mistakes)
+
+
+def _count_wrong(found: Predictions) -> int:
+    """Images decided wrongly; 0 where an image has several labels, and wrong is no matter of yes or no."""
+    return int((found.scores.argmax(axis=1) != found.targets).sum()) if found.targets.ndim == 1 else 0
+
+
+def _sheets(task: Task, found: Sequence[_Found], gallery: Gallery) -> dict[Path, Sheet]:
+    """One sheet a results folder, as ids of images count within the folder's own data; nothing on it is not shown."""
+    sheets: dict[Path, Sheet] = {}
+    for folder, name in dict.fromkeys((one.cell.row.folder, one.cell.row.task) for one in found):
+        wanted = [i for one in found if one.cell.row.folder == folder for i in one.ids]
         try:
-            sheets[str(folder)] = make_sheet(f"{task.anchor}-sheet-{len(sheets)}", load_thumbnails(folder, name))
+            kept = load_thumbnails(folder, name).of(wanted)
         except Missing as missing:
             gallery.missing.append(str(missing))
+            continue
+        if len(kept.rows):
+            sheets[folder] = make_sheet(f"{task.anchor}-sheet-{len(sheets)}", kept)
     gallery.sheets = list(sheets.values())
     return sheets
 
@@ -116,7 +152,7 @@ def _mistake(task: Task, found: Predictions, sheet: Sheet | None, m: Mistake) ->
 def _neighbours(
     task: Task, embedding: Embedding, found: Predictions | None, sheet: Sheet | None
 ) -> list[tuple[Picture, list[Picture]]]:
-    said = _names(task, found)
+    said = _names(task, found, embedding.queries)
     shown = []
     for i, query in enumerate(embedding.queries):
         own = int(embedding.query_labels[i])
@@ -134,7 +170,7 @@ def _neighbours(
 
 
 def _map(task: Task, series: Series, embedding: Embedding, found: Predictions | None, sheet: Sheet | None) -> Map:
-    said = _names(task, found)
+    said = _names(task, found, embedding.sample)
     unknown = ("not known", "", -1)
     texts = [said.get(int(row), unknown) for row in embedding.sample]
     xy, height = on_map(embedding.xy, *MAP)
@@ -162,13 +198,14 @@ def _legend(task: Task) -> list[str]:
     return task.one.classes
 
 
-def _names(task: Task, found: Predictions | None) -> dict[int, tuple[str, str, int]]:
-    """Of every test image: what it is, what was decided, the number of its group in the legend."""
+def _names(task: Task, found: Predictions | None, ids: np.ndarray) -> dict[int, tuple[str, str, int]]:
+    """Of these test images: what each is, what was decided, the number of its group in the legend."""
     if found is None:
         return {}
     classes: Sequence[str] = task.one.classes
     named = {}
-    for row, target, score in zip(found.rows, found.targets, found.scores, strict=True):
+    for i in np.flatnonzero(np.isin(found.rows, ids)):
+        row, target, score = found.rows[i], found.targets[i], found.scores[i]
         if found.targets.ndim == 1:
             decided = f"decided {classes[int(score.argmax())]}, {words.share(round(float(score.max()), 2))} sure"
             named[int(row)] = (classes[int(target)], decided, int(target))

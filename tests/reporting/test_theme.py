@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from ssl_mednet.report import theme
-from ssl_mednet.report.figures import AxisText, Line, lines
+from ssl_mednet.reporting import theme
+from ssl_mednet.reporting.figures import AxisText, Line, lines
 
 THEMES = {"light": (theme.LIGHT, theme.SERIES_LIGHT), "dark": (theme.DARK, theme.SERIES_DARK)}
 # Machado, Oliveira and Fernandes 2009, severity 1: linear RGB as it is seen with protan, deutan and tritan deficiency.

@@ -9,11 +9,12 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import write_results, write_run
+from results_folder import write_results, write_run
 
 from ssl_mednet.errors import UserError
-from ssl_mednet.report.build import report
+from ssl_mednet.reporting.build import report
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 
@@ -93,7 +94,7 @@ def test_every_part_of_every_task_is_there(page: str) -> None:
     assert "Sensitivity: the share of “malignant”" in page
     assert page.count("Nearest neighbours</h4>") == 3
     assert f"{'runs/gray':0>64}" in page
-    assert 'href="#run-1"' in page  # the weights are linked to the run that made them
+    assert page.count('<a href="#run-1">gray</a>') == 1  # the hash is that of the run's weights
     assert "reconstruction" in page
     assert "no groups" in page
     assert "not corrected for the 6 comparisons" in page
@@ -130,12 +131,44 @@ def test_the_report_goes_on_where_something_is_missing(tmp_path: Path) -> None:
     assert "0.9" in report([copy], tmp_path / "r.html")[0].read_text()  # the tables stand without predictions
 
 
+def test_what_the_source_says_of_itself_is_passed_on(tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "res", ("color",))
+    path = folder / "results.json"
+    rows = [r | {"licence": "CC BY-NC 4.0", "note": "splits leak <lesions>"} for r in json.loads(path.read_text())]
+    path.write_text(json.dumps(rows))
+    text = report([folder], tmp_path / "r.html", tables=False)[0].read_text()
+    assert "splits leak &lt;lesions&gt;" in text
+    assert "CC BY-NC 4.0" in text
+
+
 def test_a_run_alone_has_no_tables(tmp_path: Path) -> None:
     written = report(write_run(tmp_path / "gray"), tmp_path / "run.html")
     assert [p.name for p in written] == ["run.html"]
     text = written[0].read_text()
     assert "Pretraining: gray" in text
     assert text.count('class="plot"') == 3
+
+
+@pytest.mark.parametrize("part", ["", "backbone"])
+def test_weights_are_linked_to_the_run_that_made_them(tmp_path: Path, part: str) -> None:
+    run, folder = write_run(tmp_path / "gray"), write_results(tmp_path / "results", ("color",))
+    path = folder / "results.json"
+    path.write_text(path.read_text().replace("runs/gray", str(run / part)).replace("0runs", "0other"))
+    text = report([folder, run], tmp_path / "r.html")[0].read_text()
+    assert text.count('<a href="#run-1">gray</a>') == 1
+
+
+def test_no_picture_is_passed_on_that_is_not_shown(tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "res", ("color",))
+    text = report([folder], tmp_path / "r.html")[0].read_text()
+    kept = len(np.load(folder / "gallery" / "skin.npz")["rows"])
+    shown = int(re.search(r"contains (\d+) small pictures", text)[1])  # type: ignore[index]
+    ids = set()
+    for path in (folder / "gallery").glob("skin--*.npz"):
+        with np.load(path) as one:
+            ids |= {*one["sample"].tolist(), *one["queries"].tolist(), *one["neighbours"].ravel().tolist()}
+    assert len(ids) <= shown <= len(ids) + 3 * 12  # the worst mistakes too
+    assert shown < kept
 
 
 def test_few_shot_rows_alone_still_make_a_report(tmp_path: Path) -> None:
@@ -161,6 +194,9 @@ def test_published_results_stand_beside_ours(tmp_path: Path) -> None:
 def test_out_must_be_a_page_that_can_be_written(results: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is an .html page"):
         report([results], tmp_path / "report.pdf")
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        report([results], tmp_path / "folder.html")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         report([results], tmp_path / "file" / "report.html")

@@ -99,6 +99,8 @@ class Row(Record):
     source: str = ""
     data_fingerprint: str = ""
     skipped: int = 0
+    licence: str | None = None
+    note: str | None = None
     predictions: str | None = None
     seconds: Number = NAN
 
@@ -124,6 +126,11 @@ class Row(Record):
     def metric(self, name: str) -> Estimate:
         """The metric, undefined where the row has none of that name."""
         return self.metrics.get(name, Estimate())
+
+    @property
+    def robust(self) -> bool:
+        """Whether it is about corrupted images: errors instead of an AUROC, and on a part of the test images."""
+        return self.protocol == "robustness"
 
     @property
     def test_set(self) -> tuple[str, int, tuple[str, ...]]:

@@ -8,10 +8,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ssl_mednet.report import words
-from ssl_mednet.report.references import Beside
-from ssl_mednet.report.rows import Comparison, Estimate, source_name
-from ssl_mednet.report.tasks import ALL_METRICS, NOT_SEEDS, ROBUST_METRICS, Cell, Task
+from ssl_mednet.reporting import words
+from ssl_mednet.reporting.references import Beside
+from ssl_mednet.reporting.rows import Comparison, Estimate, source_name
+from ssl_mednet.reporting.tasks import ALL_METRICS, NOT_SEEDS, ROBUST_METRICS, Cell, Task
 
 P_NOTE = "p values are of a paired bootstrap and not corrected for the number of comparisons."
 
@@ -39,7 +39,7 @@ def all_cells(task: Task) -> Iterator[Cell]:
 def table_of(task: Task, robust: bool = False) -> Table | None:
     """The rows of a task that have an AUROC, or those of its robustness; None where there are none."""
     wanted = ROBUST_METRICS if robust else ALL_METRICS
-    cells = [c for c in all_cells(task) if ("balanced_error" in c.row.metrics) is robust]
+    cells = [c for c in all_cells(task) if c.row.robust is robust]
     metrics = [m for m in wanted if any(m in c.row.metrics for c in cells)]
     if not cells:
         return None
@@ -54,8 +54,9 @@ def table_of(task: Task, robust: bool = False) -> Table | None:
         figures = [interval(row.metric(m)) if m in row.metrics else "" for m in metrics]
         line = [cell.series.name, words.protocol_name(row.protocol), used, *seed, *figures]
         lines.append([*line, verdict(cell.against_first)])
-    title = f"{task.name}: robustness to corrupted images" if robust else task.name
-    return Table(title, task.caption, head, lines)
+    if robust:
+        return Table(f"{task.name}: robustness to corrupted images", task.robust_caption, head, lines)
+    return Table(task.name, task.caption, head, lines)
 
 
 def interval(estimate: Estimate) -> str:

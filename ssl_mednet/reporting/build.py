@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_mednet import __version__
 from ssl_mednet.errors import UserError
-from ssl_mednet.report.html import render
-from ssl_mednet.report.load import load_study
-from ssl_mednet.report.page import build_page, title
-from ssl_mednet.report.references import beside, load_references
-from ssl_mednet.report.tables import as_csv, latex, markdown
-from ssl_mednet.report.tasks import sort_into_tasks
+from ssl_mednet.files import replacing
+from ssl_mednet.reporting.html import render
+from ssl_mednet.reporting.load import load_study
+from ssl_mednet.reporting.page import build_page, title
+from ssl_mednet.reporting.references import beside, load_references
+from ssl_mednet.reporting.tables import as_csv, latex, markdown
+from ssl_mednet.reporting.tasks import sort_into_tasks
 
 
 def report(folders: Sequence[str | Path], out: str | Path = "report.html", tables: bool = True) -> list[Path]:
@@ -47,7 +49,8 @@ def report(folders: Sequence[str | Path], out: str | Path = "report.html", table
         texts[path.with_suffix(".csv")] = as_csv(tasks)
         texts[path.with_suffix(".tex")] = latex(tasks)
     for target, text in texts.items():
-        target.write_text(text, encoding="utf-8")
+        with replacing(target) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return list(texts)
 
 
@@ -55,6 +58,7 @@ def _make_room(path: Path) -> None:
     """Find out before the work whether its result can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error}", "choose another --out") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path}: cannot be written", "choose another --out")

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from markupsafe import Markup
 
-from ssl_mednet.report import curves, figures, words
-from ssl_mednet.report.figures import AxisText, Line
-from ssl_mednet.report.leaderboard import Grid, Said, per_class, span
-from ssl_mednet.report.load import Missing, Predictions, load_predictions
-from ssl_mednet.report.pretraining import PretrainingRun
-from ssl_mednet.report.rows import Row
-from ssl_mednet.report.tasks import Cell, Series, Task
+from ssl_mednet.reporting import curves, figures, words
+from ssl_mednet.reporting.figures import AxisText, Line
+from ssl_mednet.reporting.leaderboard import Grid, Said, per_class, span
+from ssl_mednet.reporting.load import Missing, Predictions, load_predictions
+from ssl_mednet.reporting.pretraining import PretrainingRun
+from ssl_mednet.reporting.rows import Row
+from ssl_mednet.reporting.tasks import Cell, Series, Task
 
 SMALL = 224  # width of the panels of which there are many, pixels
 _CURVES = {

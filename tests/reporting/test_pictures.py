@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_mednet.report.load import Thumbnails
-from ssl_mednet.report.pictures import make_sheet, on_map, shapes
-from ssl_mednet.report.theme import MARKERS, SERIES
+from ssl_mednet.reporting.load import Thumbnails
+from ssl_mednet.reporting.pictures import make_sheet, on_map, shapes
+from ssl_mednet.reporting.theme import MARKERS, SERIES
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])

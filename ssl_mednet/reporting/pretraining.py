@@ -10,7 +10,7 @@ from typing import Any
 
 from ssl_mednet.errors import UserError
 from ssl_mednet.recipe import read_yaml
-from ssl_mednet.report.rows import without_home
+from ssl_mednet.reporting.rows import without_home
 
 RECIPE, ENVIRONMENT, CURVES = "recipe.yaml", "environment.json", "metrics.csv"
 
@@ -20,14 +20,16 @@ class PretrainingRun:
     """What a run wrote about itself.
 
     Args:
+        folder: of the run, absolute.
         recipe: as text, without anybody's home folder.
         curves: column of ``metrics.csv`` -> (steps, values).
         pictures: name -> PNG.
         card: the rows of the model card's table.
-        sha256: of the weights; empty where there are none yet.
+        sha256: of the weights' file; empty where there are none yet.
         notes: what is missing.
     """
 
+    folder: Path
     name: str
     recipe: str
     environment: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +47,7 @@ def read_run(folder: Path) -> PretrainingRun:
         UserError: the recipe is not YAML, or another file is broken.
     """
     content = read_yaml(folder / RECIPE, "recipes")[1]
-    run = PretrainingRun(str(content.get("name") or folder.name), _text(folder / RECIPE))
+    run = PretrainingRun(folder.resolve(), str(content.get("name") or folder.name), _text(folder / RECIPE))
     if (folder / ENVIRONMENT).is_file():
         run.environment = _json(folder / ENVIRONMENT)
     else:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ssl_mednet.report import words
-from ssl_mednet.report.rows import source_name, without_home
+from ssl_mednet.reporting import words
+from ssl_mednet.reporting.rows import source_name, without_home
 
 NAN = float("nan")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from ssl_mednet.report import words
-from ssl_mednet.report.load import Study
-from ssl_mednet.report.rows import Comparison, Row
+from ssl_mednet.reporting import words
+from ssl_mednet.reporting.load import Study
+from ssl_mednet.reporting.rows import Comparison, Row
 
 MAIN_METRICS = ("auroc", "average_precision", "accuracy", "balanced_accuracy", "macro_f1", "quadratic_kappa")
 ALL_METRICS = (*MAIN_METRICS, "ece", "ece_calibrated")
@@ -39,7 +39,7 @@ class Cell:
     def seeds(self) -> str:
         """``"3 seeds: mean 0.951, 0.948 to 0.957"``, empty for one seed."""
         rows = (self.row, *self.other_seeds)
-        values = [r.metric("auroc" if "auroc" in r.metrics else "balanced_error").value for r in rows]
+        values = [r.metric("balanced_error" if r.robust else "auroc").value for r in rows]
         if len(values) < 2:
             return ""
         mean = sum(values) / len(values)
@@ -60,7 +60,8 @@ class Task:
     @cached_property
     def one(self) -> Row:
         """A row to ask about the task itself: one that used all labels, where there is one."""
-        return next((r for r in self.rows if r.all_labels and r.protocol != "majority"), self.rows[0])
+        wanted = (r for r in self.rows if r.all_labels and r.protocol != "majority" and not r.robust)
+        return next(wanted, self.rows[0])
 
     @cached_property
     def first(self) -> str:
@@ -95,7 +96,7 @@ class Task:
         first = next((r for r in self.rows if r.label == self.first and r.setting == row.setting), None)
         if first is None or first is row:
             return None
-        return self.study.difference(row, first, "auroc" if "auroc" in row.metrics else "balanced_error")
+        return self.study.difference(row, first, "balanced_error" if row.robust else "auroc")
 
     def settings(self, protocol: str) -> list[tuple[float | None, int | None]]:
         """How many labels a protocol was given, from few to all: (share, labels a class)."""
@@ -117,6 +118,15 @@ class Task:
         return "; ".join(said)
 
     @property
+    def robust_caption(self) -> str:
+        """As ``caption``, of what was tried on corrupted images."""
+        tried = sorted({r.n for r in self.rows if r.robust})
+        if tried in ([], [self.one.n]):
+            return self.caption
+        which = words.join(f"{n:,}" for n in tried)
+        return f"on {which} of the test images, balanced over the classes; {self.caption}"
+
+    @property
     def interval_note(self) -> str:
         """Over what the intervals were bootstrapped."""
         if self.one.grouped:
@@ -126,9 +136,12 @@ class Task:
 
 def sort_into_tasks(study: Study) -> list[Task]:
     """Tasks in the order in which they were evaluated; a name that stands for several test sets gets their sizes."""
+    # Robustness is tried on a part of the test images: it belongs where all of them are.
+    whole = {(r.task, r.data_fingerprint): r.test_set for r in study.rows if not r.robust}
     by_set: dict[tuple[str, int, tuple[str, ...]], list[Row]] = {}
     for row in study.rows:
-        by_set.setdefault(row.test_set, []).append(row)
+        own = whole.get((row.task, row.data_fingerprint), row.test_set) if row.robust else row.test_set
+        by_set.setdefault(own, []).append(row)
     series = number_series(study.rows)
     names = [name for name, _, _ in by_set]
     tasks = []
