@@ -206,6 +206,9 @@ def ingest(
     group_field: Annotated[
         str, typer.Option("--group", help="What stays together: folder, file, path:REGEX, or a column of labels.csv.")
     ] = "",
+    mpp: Annotated[float, typer.Option(help="Of whole slides: microns per pixel of the tiles.")] = 0.5,
+    tile: Annotated[int, typer.Option(help="Of whole slides: side of a tile, pixels.")] = 256,
+    max_tiles: Annotated[int, typer.Option("--max-tiles", help="Tiles of a slide at most; 0: all with tissue.")] = 0,
     source: Annotated[str, typer.Option("--source", help="Name of the data set; by default that of the path.")] = "",
     licence: Annotated[str, typer.Option(help="SPDX identifier, as in CC-BY-4.0, or custom:WORDS.")] = "",
     root: Annotated[Path | None, typer.Option("--from", help="Where the files of catalog:ID lie.")] = None,
@@ -261,6 +264,9 @@ def ingest(
         convert=convert,
         labels=labels,
         group_field=group_field,
+        mpp=mpp,
+        tile=tile,
+        max_tiles=max_tiles,
         source=source,
         licence=licence,
         engine=engine,

@@ -51,6 +51,7 @@ class CorpusSpec:
         group_field: what may not be split between training and test: ``""``: what the source says (the column
             ``group``, the patient of a DICOM file); ``"folder"``: the folder a file lies in; ``"file"``: each file;
             else the name of a column of ``labels.csv``.
+        mpp, tile, max_tiles: of whole slides; see :class:`ssl_mednet.imaging.readers.ReadContext`.
     """
 
     channels: str
@@ -60,6 +61,9 @@ class CorpusSpec:
     quality: int = 0
     labels: str = "all"
     group_field: str = ""
+    mpp: float = 0.5
+    tile: int = 256
+    max_tiles: int = 0
 
 
 def schema(channels: str, meta: dict[str, Any] | None = None) -> pa.Schema:

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from ssl_mednet.data.schema import CorpusSpec, encode, schema
-from ssl_mednet.data.sources import SPLITS, Item
+from ssl_mednet.data.sources import SPLITS, Item, PhantomIndex
 from ssl_mednet.errors import UnreadableImage
 from ssl_mednet.imaging.image import MedicalImage, collapse_gray
 from ssl_mednet.imaging.modality import CHANNEL_COUNT, MODALITIES
-from ssl_mednet.imaging.readers import format_of
+from ssl_mednet.imaging.readers import ReadContext, format_of
 from ssl_mednet.ingesting.chunks import Chunk, Job, Origin
 from ssl_mednet.ingesting.hashes import flags, keyed_hash, moments, perceptual_hash, pixel_hash
 
@@ -108,12 +108,13 @@ def _in_batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
 
 
 def _rows(job: Job, chunk: Chunk, beat: Beat, rejected: list[Rejected]) -> Iterator[dict[str, Any]]:
-    origin = job.origins[chunk.origin]
+    origin, spec = job.origins[chunk.origin], job.spec
+    slides = ReadContext(mpp=spec.mpp, tile=spec.tile, max_tiles=spec.max_tiles)
     for number, item in enumerate(chunk.items):
         beat(number)
         try:
-            for image in item.images(job.spec.modality):
-                yield _row(job, origin, item, fit(item.name, image, job.spec))
+            for image in item.images(spec.modality, slides):
+                yield _row(job, origin, item, fit(item.name, image, spec))
                 beat(number)
         except UnreadableImage as error:
             rejected.append((item.name, error.reason, reader_of(item)))
@@ -175,6 +176,8 @@ def fit(name: str, image: MedicalImage, spec: CorpusSpec) -> MedicalImage:
 def reader_of(item: Item) -> str:
     """The name of the reader that an item meets; empty where it meets none."""
     content = item.content
+    if isinstance(content, tuple) and not isinstance(content, PhantomIndex):
+        content = content[0]  # a slide in several files
     try:
         if isinstance(content, Path):
             with content.open("rb") as file:

@@ -77,6 +77,9 @@ def ingest(
     convert: bool = False,
     labels: str = "table",
     group_field: str = "",
+    mpp: float = CorpusSpec.mpp,
+    tile: int = CorpusSpec.tile,
+    max_tiles: int = CorpusSpec.max_tiles,
     source: str = "",
     licence: str = "",
     engine: str = "loky",
@@ -94,7 +97,7 @@ def ingest(
     Args:
         sources: folders, files, archives, globs, or sources with a name (``medmnist:NAME``); one or several.
         out: folder of the corpus.
-        channels, store_size, quality, modality, convert, labels, group_field: see
+        channels, store_size, quality, modality, convert, labels, group_field, mpp, tile, max_tiles: see
             :class:`~ssl_mednet.data.schema.CorpusSpec`. Labels are taken from tables alone by default, because
             folders may be named after patients.
         source: name of the data set, for every row; the last part of each source's name when empty.
@@ -108,7 +111,9 @@ def ingest(
         DataError: a source that is not there, no image that can be used, a full disk, or a corpus of other channels.
             What the corpus held before is never touched.
     """
-    spec = CorpusSpec(channels, store_size, modality, convert, quality, labels, group_field)
+    spec = CorpusSpec(
+        channels, store_size, modality, convert, quality, labels, group_field, mpp=mpp, tile=tile, max_tiles=max_tiles
+    )
     _check(spec, timeout)
     given = [sources] if isinstance(sources, str | Path) else list(sources)
     opened = [one for text in given for one in open_sources(text)]
@@ -127,6 +132,8 @@ def _check(spec: CorpusSpec, timeout: float) -> None:
         raise DataError(f"quality is 1 to 100, or 0 for lossless, not {spec.quality}")
     if spec.store_size < 8:
         raise DataError(f"the longest side is 8 pixels or more, not {spec.store_size}")
+    if spec.mpp <= 0 or spec.tile < 16 or spec.max_tiles < 0:
+        raise DataError("slides: microns per pixel are above 0, tiles have 16 pixels or more, at most 0 (all) or more")
     if spec.labels not in LABELS:
         raise DataError(f"labels are one of {', '.join(LABELS)}, not {spec.labels!r}")
     if timeout <= 0:
@@ -170,8 +177,17 @@ def ingest_opened(
             journal = Journal(folder, name)
             _work(sources, job, journal, way, quiet)
             meta = _commit(sources, job, journal, name)
-            notes = () if given or not meta["groups"] else (_GROUPS_DIFFER,)
+            notes = (*_remarks(sources), *(() if given or not meta["groups"] else (_GROUPS_DIFFER,)))
             return _summary(folder, meta, meta["ingests"][-1], notes=notes)
+
+
+def _remarks(sources: list[Source]) -> tuple[str, ...]:
+    """What is unusual about series of slices, the first of it by name."""
+    remarks = [remark for source in sources for remark in source.remarks]
+    if not remarks:
+        return ()
+    file, what = remarks[0]
+    return (f"{len(remarks)} series are unusual, for example {file}: {what}",)
 
 
 def name_of(source: Source) -> str:

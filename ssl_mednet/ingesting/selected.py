@@ -69,7 +69,7 @@ def _fetch(chosen: list[Selection], quiet: bool) -> list[str]:
 
 
 def _ingest_one(selection: Selection, folder: Path, options: dict[str, Any]) -> Summary:
-    names = ("channels", "store_size", "convert", "quality", "labels")
+    names = ("channels", "store_size", "convert", "quality", "labels", "mpp", "tile", "max_tiles")
     said: dict[str, Any] = {"channels": "gray", "store_size": STORE_SIZE, "labels": "table"}
     said |= {name: options[name] for name in names if name in options}
     spec = CorpusSpec(**said, modality=options.get("modality") or selection.modality or "")

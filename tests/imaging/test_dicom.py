@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,14 @@ import pydicom
 import pytest
 from made_files import dicom
 from pydicom.data import get_testdata_file
+from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_color_lut, apply_rescale, apply_voi_lut, pixel_array
+from pydicom.uid import ExplicitVRLittleEndian
 
 from ssl_mednet.errors import UnreadableImage
 from ssl_mednet.imaging.image import HU_OFFSET
 from ssl_mednet.imaging.readers import ReadContext, read
+from ssl_mednet.imaging.readers.jpeg_header import jpeg_size
 
 RNG = np.random.default_rng(0)
 
@@ -94,3 +99,41 @@ def test_no_tag_reaches_a_message() -> None:
         list(read(data, ReadContext(name="x.dcm")))
     assert not any(word in str(caught.value) for word in ("Doe", "4711", "secret"))
     assert next(read(dicom(np.ones((8, 8), np.uint8), PatientID="ID4711"))).group == "ID4711"
+
+
+def test_a_deflated_bomb_is_refused_before_it_is_unpacked() -> None:
+    plain = dicom(np.zeros((64, 64), np.uint8))
+    meta = 144 + int.from_bytes(plain[140:144], "little")
+    head = plain[:meta].replace(ExplicitVRLittleEndian.encode() + b"\0", b"1.2.840.10008.1.2.1.99")
+    head = head.replace(b"\x02\x00\x10\x00UI\x14\x00", b"\x02\x00\x10\x00UI\x16\x00")
+    head = head[:140] + (len(head) - 144).to_bytes(4, "little") + head[144:]
+    for count, bomb in ((0, False), (64 * 1024**2, True)):
+        machine = zlib.compressobj(wbits=-15)
+        data = head + machine.compress(plain[meta:] + bytes(count)) + machine.flush()
+        tracemalloc.start()
+        if bomb:
+            with pytest.raises(UnreadableImage, match="unpacks to more"):
+                list(read(data, ReadContext(max_pixels=10**6)))
+            assert tracemalloc.get_traced_memory()[1] < 10 * 1024**2
+        else:
+            assert len(list(read(data))) == 1
+        tracemalloc.stop()
+
+
+def test_a_compressed_frame_that_claims_more_than_the_file_is_refused() -> None:
+    data = Path(get_testdata_file("SC_rgb_jpeg_gdcm.dcm")).read_bytes()
+    at = data.index(b"\xff\xc3") + 5
+    assert data[at : at + 4] == bytes([0, 100, 0, 100])
+    with pytest.raises(UnreadableImage, match="cannot be decoded"):
+        list(read(data[:at] + b"\xff\xff\xff\xff" + data[at + 4 :]))
+
+
+@pytest.mark.parametrize(
+    "name", ["JPEG-LL.dcm", "JPGExtended.dcm", "SC_rgb_jpeg_dcmtk.dcm", "SC_rgb_small_odd_jpeg.dcm"]
+)
+def test_the_size_in_a_jpeg_header(name: str) -> None:
+    data = pydicom.dcmread(get_testdata_file(name))
+    frame = next(generate_frames(data.PixelData, number_of_frames=1))
+    assert jpeg_size(frame) == (data.Rows, data.Columns)
+    assert jpeg_size(frame[:4]) is None
+    assert jpeg_size(b"not a JPEG") is None

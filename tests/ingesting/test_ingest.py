@@ -227,3 +227,14 @@ def test_large_archives_are_cut_by_bytes_not_by_number(tmp_path: Path) -> None:
             np.save(buffer, noise.integers(0, 256, (3000, 4000), dtype=np.uint8))
             archive.writestr(f"{i}.npy", buffer.getvalue())
     assert [len(c.items) for c in chunks([open_source(tmp_path / "set.zip")])] == [2, 2, 1]
+
+
+def test_slides_come_as_tiles_of_the_asked_resolution(data_root: Path, tmp_path: Path) -> None:
+    slide = data_root / "formats" / "small_HE.svs"
+    options = {"channels": "color", "mpp": 1.0, "tile": 64, "quiet": True}
+    all_tiles = Corpus(ingest(slide, tmp_path / "all", **options).folder)
+    few = Corpus(ingest(slide, tmp_path / "few", max_tiles=3, **options).folder)
+    assert len(few) == 3 < len(all_tiles)
+    assert few.modalities(np.arange(3)) == {"histopathology": 3}
+    assert few.batch(np.arange(3)).pixels.shape == (3, 3, 64, 64)
+    assert len(set(few.group.tolist())) == 1

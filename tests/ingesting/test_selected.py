@@ -46,7 +46,7 @@ def test_a_set_of_the_catalog_keeps_its_rules_beside_plain_files(oct_set: Path, 
 
 
 def test_files_that_a_person_has_to_get_are_told_how(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="physionet|registration|credential"):
+    with pytest.raises(DataError, match=r"physionet|registration|credential"):
         ingest_selected(["catalog:mimic_cxr"], tmp_path / "corpus", Choice(), quiet=True)
     assert not (tmp_path / "corpus").exists()
 

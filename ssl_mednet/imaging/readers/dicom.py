@@ -7,6 +7,7 @@ coded ones that say how to read the pixels ever reaches a message.
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,9 @@ from ssl_mednet.imaging.readers.frames import along_normal, decoded, functional,
 from ssl_mednet.imaging.readers.levels import stretch, stretch_range
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_DEFLATED_ANYWAY = 16 * 1024**2  # bytes that any deflated file may unpack to
+_HEAD, _CHUNK = 1024, 1024**2
 _Shown = tuple[np.ndarray, tuple[float, float], Literal["intensity", "hu"]]
 
 
@@ -82,6 +86,7 @@ def _show(data: Dataset, modality: str, ctx: ReadContext) -> Callable[[np.ndarra
 
 
 def _open(source: Path | bytes, ctx: ReadContext) -> Dataset:
+    _refuse_bomb(source, ctx)
     try:
         data = pydicom.dcmread(io.BytesIO(source) if isinstance(source, bytes) else source, force=True)
     except (InvalidDicomError, EOFError) as error:
@@ -99,6 +104,26 @@ def _open(source: Path | bytes, ctx: ReadContext) -> Dataset:
     ctx.check_size(rows, columns, max(1, int(data.get("NumberOfFrames", 1) or 1)))
     _swap_palette(data)
     return data
+
+
+def _refuse_bomb(source: Path | bytes, ctx: ReadContext) -> None:
+    """Unpack a deflated file (PS3.5 A.5) to see how long it is, since pydicom unpacks it without a limit."""
+    if isinstance(source, bytes):
+        start = source[:_HEAD]
+    else:
+        with source.open("rb") as file:
+            start = file.read(_HEAD)
+    if _DEFLATED not in start:
+        return
+    whole = source if isinstance(source, bytes) else source.read_bytes()
+    behind = 144 + int.from_bytes(whole[140:144], "little")  # the length of the file meta group, PS3.10 7.1
+    limit, total = max(_DEFLATED_ANYWAY, 2 * ctx.max_pixels), 0
+    machine, packed = zlib.decompressobj(-15), whole[behind:]
+    while packed and not machine.eof:
+        total += len(machine.decompress(packed, _CHUNK))
+        packed = machine.unconsumed_tail
+        if total > limit:
+            raise ctx.fail(f"unpacks to more than {limit:,} bytes")
 
 
 def _swap_palette(data: Dataset) -> None:

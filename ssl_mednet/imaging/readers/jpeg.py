@@ -20,6 +20,8 @@ from pydicom.uid import (
     JPEGLSTransferSyntaxes,
 )
 
+from ssl_mednet.imaging.readers.jpeg_header import jpeg_size
+
 NAME = "libjpeg-turbo"
 _LOSSLESS = (JPEGLossless, JPEGLosslessSV1)
 # What pydicom asks a plugin for.
@@ -35,12 +37,14 @@ def decode(source: bytes, runner: DecodeRunner) -> bytearray:
     """One frame, as it is stored.
 
     Raises:
-        ValueError: the compressed frame has another size than the file says.
+        ValueError: the compressed frame has another size or number of channels than the file says.
     """
+    if jpeg_size(source) != (runner.rows, runner.columns):  # before memory is taken for what it claims
+        raise ValueError("the compressed frame has another size than the file says")
     pixels: np.ndarray = imagecodecs.jpeg_decode(source)
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
-    if (*pixels.shape[:2], channels) != (runner.rows, runner.columns, runner.samples_per_pixel):
-        raise ValueError("the compressed frame has another size than the file says")
+    if channels != runner.samples_per_pixel:
+        raise ValueError("the compressed frame has another number of channels than the file says")
     runner.set_option("bits_allocated", 8 * pixels.dtype.itemsize)
     if channels > 1:
         runner.set_option("planar_configuration", 0)

@@ -10,6 +10,7 @@ import tifffile
 
 from ssl_mednet.imaging.image import MedicalImage
 from ssl_mednet.imaging.readers import ReadContext
+from ssl_mednet.imaging.readers.jpeg_header import jpeg_size
 from ssl_mednet.imaging.readers.slide import Level, tiles
 
 _VENDORS = ("is_svs", "is_ndpi", "is_scn", "is_bif", "is_philips", "is_vectra")
@@ -78,6 +79,8 @@ def _segment(page: tifffile.TiffPage, index: int, ctx: ReadContext) -> np.ndarra
     file = page.parent.filehandle
     file.seek(page.dataoffsets[index])
     data = file.read(page.databytecounts[index])
+    if data.startswith(b"\xff\xd8") and (size := jpeg_size(data)):
+        ctx.check_size(*size)
     try:
         pixels = page.decode(data, index, jpegtables=page.jpegtables)[0]
     except Exception as error:  # decoders raise everything; the page says what it is compressed with
