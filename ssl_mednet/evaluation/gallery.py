@@ -69,13 +69,21 @@ def write_thumbnails(task: LabelledSet, folder: Path, ids: np.ndarray) -> None:
 
 
 def worst_mistakes(row: Row, folder: Path) -> np.ndarray:
-    """Ids of the test images that a row of results is most wrongly sure of, the worst first."""
+    """Ids of the test images that a row of results is most wrongly sure of, the worst first.
+
+    Of several findings an image has, the one that it is furthest off counts.
+    """
     with np.load(folder / row["predictions"], allow_pickle=False) as arrays:
         scores, targets, rows = arrays["scores"], arrays["targets"], arrays["rows"]
-    if scores.ndim == 3 or targets.ndim == 2:
+    if scores.ndim == 3:
         return rows[:0]
-    wrong = np.flatnonzero(scores.argmax(axis=1) != targets)
-    return np.asarray(rows[wrong[np.argsort(-scores[wrong].max(axis=1), kind="stable")]][:MISTAKES])
+    if targets.ndim == 2:
+        sure = np.abs(scores - targets).max(axis=1)
+        wrong = np.flatnonzero(sure > 0.5)
+    else:
+        sure = scores.max(axis=1)
+        wrong = np.flatnonzero(scores.argmax(axis=1) != targets)
+    return np.asarray(rows[wrong[np.argsort(-sure[wrong], kind="stable")]][:MISTAKES])
 
 
 def slug(name: str) -> str:

@@ -64,7 +64,7 @@ def make_row(bench: Bench, job: Job, outcome: Outcome, key: str) -> tuple[Row, d
         "chosen_on_val": outcome.chosen,
         "image_size": bench.weights.preprocessing.image_size,
         "architecture": bench.weights.architecture,
-        "weights_sha256": bench.weights.digest,
+        "weights_sha256": bench.weights.published or bench.weights.digest,
         "key": key,
         "predictions": f"{PREDICTIONS}/{key}.npz",
     }

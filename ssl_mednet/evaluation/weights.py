@@ -7,7 +7,7 @@ import importlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,9 @@ class Weights:
 
     Args:
         name: what the user called it.
-        digest: sha256 of its parameters, buffers and structure.
+        digest: sha256 of its parameters, buffers and structure, on which its features depend.
         architecture: timm's name, or what a baseline computes.
+        published: sha256 of the artifact's file of weights, as its model card states it; empty for others.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Weights:
     preprocessing: Preprocessing
     digest: str
     architecture: str
+    published: str = ""
 
     @property
     def random(self) -> bool:
@@ -129,7 +131,9 @@ def _trained(spec: str, channels: str) -> Weights:
     if preprocessing.channels != channels:
         hint = "data.convert=true turns the images into the kind that the weights know"
         raise ArtifactError(f"{spec}: made for {preprocessing.channels} images, the data is {channels}", hint)
-    return _weights(spec, model, preprocessing, read_config(find_artifact(spec))["architecture"])
+    config = read_config(find_artifact(spec))
+    loaded = _weights(spec, model, preprocessing, config["architecture"])
+    return replace(loaded, published=config["ssl_mednet"].get("sha256", ""))
 
 
 def _untrained(

@@ -59,9 +59,10 @@ def test_several_weights_make_one_list_of_rows(trained: Path, tmp_path: Path) ->
             interval = row["metrics"][name]
             assert 0 <= interval["low"] <= interval["value"] <= interval["high"] <= 1
         assert row["metrics"]["auroc"]["value"] > 0.8  # five modalities are easy to tell apart
-        assert row["weights_sha256"]
+        assert len(row["weights_sha256"]) == 64
         assert row["data_fingerprint"]
     assert rows[1]["weights_sha256"] != rows[3]["weights_sha256"]
+    assert rows[1]["weights_sha256"] in (trained / "backbone" / "README.md").read_text()
 
 
 def test_the_same_evaluation_gives_the_same_rows(trained: Path, tmp_path: Path) -> None:
