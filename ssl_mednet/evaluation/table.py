@@ -13,6 +13,7 @@ from rich.table import Table
 from ssl_mednet.evaluation.results import Row
 from ssl_mednet.evaluation.weights import short_name
 
+_WIDTH = 22  # of a name, characters
 _TURNED = {"better": "worse", "worse": "better", "cannot tell": "unclear"}  # what A is to B, and what B is to A
 
 
@@ -86,7 +87,8 @@ def _table(title: str, caption: str, *columns: str) -> Table:
 
 
 def _name(row: Row) -> str:
-    return short_name(row["weights"]) + (f" seed {row['seed']}" if row["seed"] else "")
+    name = short_name(row["weights"]) + (f" seed {row['seed']}" if row["seed"] else "")
+    return name if len(name) <= _WIDTH else name.replace(":", ":\n  ", 1)
 
 
 def _probe(row: Row) -> str:
