@@ -3,6 +3,7 @@
 The verbs of the command line, for Python:
 
 >>> import ssl_mednet
+>>> corpus = ssl_mednet.ingest(["scans", "more.zip"], "corpora/mine")                          # doctest: +SKIP
 >>> run = ssl_mednet.pretrain("mae_gray.yaml", data="scans.zip", out="runs/mine")             # doctest: +SKIP
 >>> results = ssl_mednet.evaluate([run.folder, "random:"], data="labelled.zip")               # doctest: +SKIP
 >>> backbone = ssl_mednet.load_backbone(run.folder)                                           # doctest: +SKIP
@@ -17,15 +18,17 @@ if TYPE_CHECKING:
     from ssl_mednet.backbones.artifact import load_backbone
     from ssl_mednet.contact_sheet import preview
     from ssl_mednet.evaluation.run import evaluate
+    from ssl_mednet.ingesting.run import ingest
     from ssl_mednet.methods.base import register_method
     from ssl_mednet.pretraining.run import pretrain
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "load_backbone", "pretrain", "preview", "register_method"]
+__all__ = ["evaluate", "ingest", "load_backbone", "pretrain", "preview", "register_method"]
 
 # Imported when first used: `ssl-mednet --help` must not wait for torch.
 _WHERE = {
     "evaluate": "ssl_mednet.evaluation.run",
+    "ingest": "ssl_mednet.ingesting.run",
     "load_backbone": "ssl_mednet.backbones.artifact",
     "pretrain": "ssl_mednet.pretraining.run",
     "preview": "ssl_mednet.contact_sheet",

@@ -84,7 +84,7 @@ def pretrain(
 
     result = run(recipe, data[0] if data else None, out, resume, overrides, quiet)
     if result.skipped:
-        print(f"skipped {result.skipped} files that could not be used: {result.folder / 'skipped.csv'}")
+        print(f"skipped {result.skipped} files that could not be used: {result.folder / 'quarantine.csv'}")
     print("augmented as " + ", ".join(f"{name} ({count})" for name, count in result.policies.items()))
     print(f"pretrained on {result.images} images, {result.steps} steps, {result.images_per_second:.0f} img/s")
     print(f"backbone:  {result.folder / 'backbone'}")
@@ -147,6 +147,66 @@ def preview(
     from ssl_mednet.contact_sheet import preview as run
 
     print(f"preview: {run(recipe, data[0] if data else None, out, images, step, overrides, quiet)}")
+
+
+@app.command()
+def ingest(
+    sources: Annotated[list[str], typer.Argument(help="Folders, files, archives, globs in quotes, medmnist:NAME.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the corpus; one that is there is added to.")],
+    channels: Annotated[str, typer.Option(help="gray or color; images of the other kind are left out.")] = "gray",
+    store_size: Annotated[int, typer.Option("--size", help="Longest side kept, pixels; nothing is enlarged.")] = 256,
+    quality: Annotated[int, typer.Option(help="1 to 100: 8-bit images as JPEG; 0: nothing is lost.")] = 0,
+    modality: Annotated[str, typer.Option(help="Of images that do not say their own.")] = "",
+    convert: Annotated[bool, typer.Option("--convert", help="Turn images of the other kind into this one.")] = False,
+    labels: Annotated[str, typer.Option(help="table: of labels.csv; all: names of folders too; none.")] = "table",
+    group_field: Annotated[
+        str, typer.Option("--group", help="What stays together: folder, file, path:REGEX, or a column of labels.csv.")
+    ] = "",
+    source: Annotated[str, typer.Option("--source", help="Name of the data set; by default that of the path.")] = "",
+    licence: Annotated[str, typer.Option(help="SPDX identifier, as in CC-BY-4.0, or custom:WORDS.")] = "",
+    engine: Annotated[str, typer.Option(help="loky (this machine), ray or dask.")] = "loky",
+    address: Annotated[str, typer.Option(help="Of a Ray or Dask cluster.")] = "",
+    workers: Annotated[int, typer.Option(min=0, help="Processes on this machine; 0: one a core.")] = 0,
+    timeout: Annotated[float, typer.Option(help="Seconds that one image may take.")] = 120.0,
+    quiet: Quiet = False,
+) -> None:
+    """Make a corpus of images, or add to one; killed and run again it goes on where it was.
+
+    Groups (patients, lesions) are kept as hashes under the key in $SSL_MEDNET_GROUP_KEY or the file
+    $SSL_MEDNET_GROUP_KEY_FILE; corpora made with one key share their groups.
+
+    [bold]Examples[/bold]
+
+    ssl-mednet ingest scans/ more.zip --out corpora/gray --licence CC-BY-4.0
+
+    ssl-mednet ingest "slides/*.tif" --out corpora/color --channels color --quality 90 --modality histopathology
+    """
+    from ssl_mednet.ingesting.run import ingest as run
+
+    summary = run(
+        sources,
+        out,
+        channels=channels,
+        store_size=store_size,
+        quality=quality,
+        modality=modality,
+        convert=convert,
+        labels=labels,
+        group_field=group_field,
+        source=source,
+        licence=licence,
+        engine=engine,
+        address=address,
+        workers=workers,
+        timeout=timeout,
+        quiet=quiet,
+    )
+    print(f"{'was there already' if summary.already else 'ingested'}: {summary.images} images, {summary.total} in all")
+    if summary.quarantined:
+        print(f"quarantined {summary.quarantined} files that could not be used: {summary.folder / 'quarantine.csv'}")
+    for note in summary.notes:
+        print(f"note:   {note}")
+    print(f"corpus: {summary.folder}")
 
 
 @app.command("list")

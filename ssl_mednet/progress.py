@@ -52,7 +52,7 @@ class Progress:
         if self._bar:
             self._bar.update(self._task, completed=done)
 
-    def advance(self, count: int, note: str = "", weight: int = 1) -> None:
+    def advance(self, count: int, note: str = "", weight: float = 1) -> None:
         """``count`` more are done; each is ``weight`` units of the rate."""
         self.done += count
         if self.total is not None:

@@ -28,6 +28,9 @@ class DataSection(Section):
     store_size: int = Field(0, ge=0, description="longest side kept in the cache, pixels; 0: twice image_size")
     modality: str = Field("", description="modality of images that do not say it themselves")
     convert: bool = Field(False, description="turn images of the other kind (gray, color) into this one")
+    sampling: Literal["proportional", "sqrt", "balanced"] = Field(
+        "proportional", description="how often modalities, and sources within them, come: as n, as its root, alike"
+    )
     split: Literal["train", "all"] = Field("train", description="where the source has splits: what to pretrain on")
 
 

@@ -12,9 +12,9 @@ import ssl_mednet
 PACKAGE = Path(ssl_mednet.__file__).parent
 FLOORS = [
     {"cli", "__init__"},
-    {"reporting"},
+    {"report"},
     {"pretraining", "evaluation", "contact_sheet", "listing"},
-    {"data", "augment", "methods", "recipe"},
+    {"data", "ingesting", "augment", "methods", "recipe"},
     {"imaging", "backbones", "probe", "registry", "shipped", "progress", "draws", "files"},
     {"errors"},
 ]

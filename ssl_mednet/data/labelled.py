@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
-from ssl_mednet.data.sources import SPLITS, open_source
+from ssl_mednet.data.sources import SPLITS
 from ssl_mednet.draws import stable_hash
 from ssl_mednet.errors import DataError
 
@@ -58,9 +58,7 @@ class LabelledSet:
         return bool((self.groups[self.splits["test"]] >= 0).all())
 
 
-def open_labelled(
-    source: str | Path, spec: CorpusSpec, quiet: bool = False, *, ordinal: bool = False
-) -> LabelledSet:
+def open_labelled(source: str | Path, spec: CorpusSpec, quiet: bool = False, *, ordinal: bool = False) -> LabelledSet:
     """A labelled set from ``labels.csv``, class folders, an npz with MedMNIST's keys, or phantoms.
 
     Splits of the source are kept. A missing test or validation split is made from the training rows: by group where
@@ -83,7 +81,7 @@ def open_labelled(
         if len(rows) == 0:
             raise DataError(f"{source}: no labelled image is left for the {split} split", "it needs more images")
     _check_groups(source, splits, corpus.group)
-    ordinal = (ordinal or open_source(source).ordinal) and labels.ndim == 1
+    ordinal = (ordinal or corpus.meta["ordinal"]) and labels.ndim == 1
     return LabelledSet(name, corpus, labels, splits, corpus.group, corpus.classes, made, str(source), ordinal)
 
 

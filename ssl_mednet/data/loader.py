@@ -6,6 +6,8 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from ssl_mednet.draws import stable_hash
 from ssl_mednet.errors import RecipeError
 from ssl_mednet.imaging.batch import ImageBatch
 
+_BLOCK = 65536  # draws of a small stratum that one generator makes
 _AHEAD = 2  # batches fetched before they are asked for
 
 
@@ -21,18 +24,26 @@ _AHEAD = 2  # batches fetched before they are asked for
 class Order:
     """The order of rows: one permutation an epoch, cut into global batches without regard to where epochs end.
 
+    An epoch is as many draws as there are rows. Without shares each row comes once in it. With shares each stratum
+    gets its part of the epoch, exact to one draw; its own rows come in permutations of their own that go on from
+    epoch to epoch, so within a stratum no row comes a second time more often than another.
+
     Args:
         rows: positions in the corpus to draw from.
         batch_size: of one step over all processes.
         seed: of the run.
+        strata: ``[len(rows)]``, number of each row's stratum, 0 upwards; None: rows come in proportion.
+        shares: of each stratum in the draws, summing to 1.
     """
 
     rows: np.ndarray
     batch_size: int
     seed: int
+    strata: np.ndarray | None = None
+    shares: tuple[float, ...] = ()
 
     def at(self, step: int) -> np.ndarray:
-        """The rows of a step, ``[batch_size]``; every epoch has each row exactly once."""
+        """The rows of a step, ``[batch_size]``: a pure function of the seed and the step."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, places = np.divmod(positions, len(self.rows))
         return np.concatenate([self.rows[self._epoch(e)[places[epochs == e]]] for e in np.unique(epochs)])
@@ -40,9 +51,66 @@ class Order:
     def _epoch(self, epoch: int) -> np.ndarray:
         # The last permutation is kept: consecutive steps share it.
         if getattr(self, "_kept", (None,))[0] != epoch:
-            generator = np.random.default_rng(stable_hash(self.seed, int(epoch), "order"))
-            object.__setattr__(self, "_kept", (epoch, generator.permutation(len(self.rows))))
+            order = self._generator(epoch, "order").permutation(len(self.rows))
+            if self.strata is not None:
+                order = self._drawn(int(epoch))[order]
+            object.__setattr__(self, "_kept", (epoch, order))
         return self._kept[1]  # type: ignore[attr-defined]
+
+    def _generator(self, *what: int | str) -> np.random.Generator:
+        return np.random.default_rng(stable_hash(self.seed, *(w if isinstance(w, str) else int(w) for w in what)))
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """Positions in ``rows`` that an epoch draws, stratum by stratum."""
+        parts = []
+        for number, (members, count) in enumerate(zip(self._members, self._quotas, strict=True)):
+            turns = max(1, _BLOCK // len(members))  # permutations that are made at a time
+            block, begin, end = turns * len(members), epoch * count, (epoch + 1) * count
+            for index in range(begin // block, -(-end // block)):
+                every = np.tile(np.arange(len(members)), (turns, 1))
+                order = self._generator(index, f"stratum {number}").permuted(every, axis=1).ravel()
+                parts.append(members[order[max(0, begin - index * block) : end - index * block]])
+        return np.concatenate(parts)
+
+    @cached_property
+    def _members(self) -> list[np.ndarray]:
+        assert self.strata is not None
+        order = np.argsort(self.strata, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(self.strata, minlength=len(self.shares)))[:-1])
+
+    @cached_property
+    def _quotas(self) -> list[int]:
+        """Draws of each stratum an epoch: the largest remainders are rounded up (Hamilton's method)."""
+        exact = np.array(self.shares) * len(self.rows)
+        counts = np.floor(exact).astype(int)
+        short = len(self.rows) - int(counts.sum())
+        counts[np.argsort(counts - exact, kind="stable")[:short]] += 1
+        return [int(c) for c in counts]
+
+
+def shares(sampling: str, modality: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Strata of rows by modality and source, and the share of the draws that each gets.
+
+    A modality gets a share in proportion to the number n of its rows (``proportional``), to its root (``sqrt``), or as
+    much as any other (``balanced``); within a modality its sources share in the same way.
+
+    Args:
+        modality, source: ``[N]``, numbers of the rows' modalities and sources.
+
+    Returns:
+        ``[N]`` numbers of strata, and their shares.
+    """
+    power = {"proportional": 1.0, "sqrt": 0.5, "balanced": 0.0}[sampling]
+    width = int(source.max(initial=0)) + 1
+    pairs, strata, counts = np.unique(
+        modality.astype(np.int64) * width + source, return_inverse=True, return_counts=True
+    )
+    _, kind_of = np.unique(pairs // width, return_inverse=True)
+    of_kind = np.bincount(kind_of, counts) ** power
+    within = counts.astype(float) ** power
+    within /= np.bincount(kind_of, within)[kind_of]
+    share = (of_kind / of_kind.sum())[kind_of] * within
+    return strata, tuple(float(s) for s in share)
 
 
 class BatchStream:
@@ -56,6 +124,7 @@ class BatchStream:
         batch_size: of one step over all processes.
         rank, world: this process and how many there are; each gets its contiguous share of every batch.
         pin: put batches into page-locked memory.
+        sampling: how often modalities and sources come; see :func:`shares`.
 
     Raises:
         RecipeError: fewer rows than one batch holds.
@@ -70,6 +139,7 @@ class BatchStream:
         rank: int = 0,
         world: int = 1,
         pin: bool = False,
+        sampling: str = "proportional",
     ) -> None:
         if len(rows) < batch_size:
             raise RecipeError(
@@ -78,7 +148,10 @@ class BatchStream:
             )
         if batch_size % world:
             raise RecipeError(f"a batch of {batch_size} images cannot be shared by {world} processes evenly")
-        self.corpus, self.order = corpus, Order(rows, batch_size, seed)
+        weights: tuple[Any, ...] = ()
+        if sampling != "proportional":
+            weights = shares(sampling, corpus.modality[rows], corpus.source[rows])
+        self.corpus, self.order = corpus, Order(rows, batch_size, seed, *weights)
         self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.pin, self.start = pin, 0
 

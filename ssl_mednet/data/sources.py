@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl
 
@@ -73,6 +76,7 @@ class Source:
         ordinal: whether that order means more and more of something, as grades do.
         licence: under which the images may be used, where that is known.
         note: what a reader of scores on this source must know.
+        labels, group_field: see :class:`~ssl_mednet.data.schema.CorpusSpec`; set before ``items`` is asked for.
 
     Raises:
         DataError: nothing there, or nothing that could hold an image.
@@ -83,6 +87,8 @@ class Source:
     ordinal: bool = False
     licence: str = ""
     note: str = ""
+    labels: str = "all"
+    group_field: str = ""
 
     def __init__(self, spec: str | Path) -> None:
         self.spec = str(spec)
@@ -129,6 +135,29 @@ def open_source(spec: str | Path) -> Source:
     if archive.is_archive(path):
         return ArchiveSource(path)
     return FileSource(path)
+
+
+def open_sources(spec: str | Path) -> list[Source]:
+    """What a user means by a source or by a glob: the files that a glob finds are one source, folders and archives one
+    each.
+
+    Raises:
+        DataError: as :func:`open_source`; or nothing has such a name.
+    """
+    text = str(Path(spec).expanduser()) if not re.match(r"\w+:", str(spec)) else str(spec)
+    if Path(text).exists() or re.match(r"\w+:", text) or not any(sign in text for sign in "*?["):
+        return [open_source(spec)]
+    found = [Path(name) for name in sorted(glob(text, recursive=True))]  # noqa: PTH207
+    if not found:
+        raise DataError(f"{spec}: no file has such a name")
+    files = [path for path in found if path.is_file() and not archive.is_archive(path) and path.suffix != ".npz"]
+    sources = [open_source(path) for path in found if path not in set(files)]
+    if not files:
+        return sources
+    root = Path(os.path.commonpath([path.parent for path in files]))
+    listed = FolderSource(root, [path.relative_to(root).as_posix() for path in files])
+    listed.spec = str(spec)
+    return [listed, *sources]
 
 
 def parse_spec(spec: str, defaults: dict[str, str]) -> tuple[str, dict[str, str]]:
@@ -232,11 +261,27 @@ class TreeSource(Source):
         if table is not None:
             yield from self._by_table(table)
             return
+        if self.group_field and not self._group_from_path:
+            hint = "folder, file, path:REGEX, or a column of a labels.csv beside the images"
+            raise DataError(f"{self.spec}: no labels.csv has the column {self.group_field!r}", hint)
         names = [n for n in self.names() if is_image_name(n)]
         classes = _classes(names)
         for name, content in self.contents():
             split, label = classes.get(name, ("", None))
-            yield Item(self._full(name), content, label, split)
+            yield Item(self._full(name), content, label if self.labels == "all" else None, split, self._group(name))
+
+    @property
+    def _group_from_path(self) -> bool:
+        return self.group_field in ("folder", "file") or self.group_field.startswith("path:")
+
+    def _group(self, name: str, row: dict[str, str] | None = None) -> str:
+        """What of a file's path, or of its row in the table, says what it may not be split from."""
+        if self.group_field.startswith("path:"):
+            found = re.search(self.group_field.removeprefix("path:"), name)
+            return (found[1] if found.re.groups else found[0]) if found else ""
+        if self.group_field in ("folder", "file"):
+            return name if self.group_field == "file" else str(PurePosixPath(name).parent)
+        return (row or {}).get(self.group_field or "group") or ""
 
     def _full(self, name: str) -> str:
         return f"{self.spec}!{name}"
@@ -252,7 +297,8 @@ class TreeSource(Source):
             rows = list(csv.DictReader(io.StringIO(self.read_bytes(name).decode("utf-8-sig"))))
         except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{self._full(name)}: is no CSV table: {error}") from error
-        missing = {"path", "label"} - set(rows[0] if rows else ())
+        wanted = {"path", "label"} | ({self.group_field} - {""} if not self._group_from_path else set())
+        missing = wanted - set(rows[0] if rows else ())
         if missing:
             hint = "columns: path,label and, where known, split,group,modality"
             raise DataError(f"{self._full(name)}: no column {' and '.join(sorted(missing))}", hint)
@@ -269,9 +315,8 @@ class TreeSource(Source):
                 continue
             present.add(name)
             split = _SPLIT_NAMES.get(row.get("split") or "", "")
-            yield Item(
-                self._full(name), content, row["label"] or "", split, row.get("group") or "", row.get("modality") or ""
-            )
+            label = row["label"] or "" if self.labels != "none" else None
+            yield Item(self._full(name), content, label, split, self._group(name, row), row.get("modality") or "")
         for name in table:
             if name not in present:
                 reason = "labels.csv names it, but there is no such file"
@@ -295,13 +340,15 @@ def _classes(names: list[str]) -> dict[str, tuple[str, str | None]]:
 
 
 class FolderSource(TreeSource):
-    """A folder with images at any depth."""
+    """A folder with images at any depth; or, with ``names``, some of its files."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, names: list[str] | None = None) -> None:
         super().__init__(path)
-        # Links are followed to files but not to folders, so a link to a parent cannot loop.
-        files = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-        self._names = sorted(p.relative_to(path).as_posix() for p in files)
+        if names is None:
+            # Links are followed to files but not to folders, so a link to a parent cannot loop.
+            files = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+            names = [p.relative_to(path).as_posix() for p in files]
+        self._names = sorted(names)
 
     def names(self) -> list[str]:
         return self._names

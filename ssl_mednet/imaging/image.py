@@ -29,7 +29,9 @@ class MedicalImage:
         quantity: ``"hu"`` when the values are Hounsfield units plus the offset, else ``"intensity"``.
         group: what must not be split between training and test (a patient, a lesion, a slide), as the source names it;
             it never leaves the process as it is. Empty where the source has none.
-        index: position of this image in its file (slice or frame), 0 for single images.
+        index: position of this image in its volume (slice, frame or tile), 0 for single images.
+        volume: what it is a part of (a volume, a series, a cine, a slide), as the source names it; like the group it
+            never leaves the process as it is. Empty for single images.
 
     Raises:
         ValueError: pixels of another dtype or shape, an empty image, or an empty window.
@@ -41,6 +43,7 @@ class MedicalImage:
     quantity: Literal["intensity", "hu"] = "intensity"
     group: str = ""
     index: int = 0
+    volume: str = ""
 
     def __post_init__(self) -> None:
         p = self.pixels

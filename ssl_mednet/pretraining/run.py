@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import sys
 import warnings
 from collections import Counter
@@ -23,7 +24,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from ssl_mednet.augment.views import ViewMaker
 from ssl_mednet.backbones.artifact import Preprocessing, save_backbone
 from ssl_mednet.backbones.factory import backbone_args, backbone_kind, create_backbone
-from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
+from ssl_mednet.data.corpus import QUARANTINE, Corpus, CorpusSpec, open_corpus
 from ssl_mednet.data.loader import BatchStream
 from ssl_mednet.errors import RecipeError, UserError
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
@@ -48,7 +49,7 @@ class Result:
 
     Args:
         folder: of the run; ``backbone/`` in it is the artifact.
-        skipped: files that could not be read; listed in ``skipped.csv`` of the run folder.
+        skipped: files that could not be read; listed in ``quarantine.csv`` of the run folder.
         policies: how many images got each augmentation policy; those that say no modality get a generic one.
     """
 
@@ -102,7 +103,8 @@ def _run(recipe: Recipe, corpus: Corpus, folder: Path, quiet: bool) -> Result:
     assert steps is not None
     rows = corpus.rows(recipe.data.split)
     mean, std = corpus.statistics(rows)
-    stream = BatchStream(corpus, rows, recipe.optim.batch_size // recipe.optim.accumulate, recipe.train.seed)
+    batch_size = recipe.optim.batch_size // recipe.optim.accumulate
+    stream = BatchStream(corpus, rows, batch_size, recipe.train.seed, sampling=recipe.data.sampling)
     start = _last_step(folder)
     if start >= steps and (folder / BACKBONE).is_dir():
         raise UserError(f"{folder}: this run is finished ({start} steps)", "train.steps=N with another --out goes on")
@@ -271,7 +273,7 @@ def _write_header(recipe: Recipe, folder: Path, corpus: Corpus, policies: dict[s
     }
     (folder / ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n")
     if corpus.meta["skipped"]:
-        (folder / "skipped.csv").write_text((corpus.folder / "skipped.csv").read_text())
+        shutil.copyfile(corpus.folder / QUARANTINE, folder / QUARANTINE)
 
 
 def _save(

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_mednet.data import corpus as corpus_module
 from ssl_mednet.data.corpus import CorpusSpec, cache_folder, open_corpus
+from ssl_mednet.data.schema import is_corpus
+from ssl_mednet.ingesting import run
 
 GRAY = CorpusSpec("gray", 64)
 
@@ -79,7 +80,7 @@ def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
 def test_decoding_happens_once_until_the_source_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures(tmp_path / "set", [(8, 8)] * 2)
     first = open_corpus(tmp_path / "set", GRAY, quiet=True)
-    monkeypatch.setattr(corpus_module, "_build", lambda *a: pytest.fail("decoded again"))
+    monkeypatch.setattr(run, "ingest_opened", lambda *a, **k: pytest.fail("decoded again"))
     assert open_corpus(tmp_path / "set", GRAY, quiet=True).folder == first.folder
     monkeypatch.undo()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "set" / "7.png")
@@ -87,17 +88,19 @@ def test_decoding_happens_once_until_the_source_changes(tmp_path: Path, monkeypa
     assert open_corpus(tmp_path / "set", CorpusSpec("gray", 4), quiet=True).folder != first.folder
 
 
-def test_a_run_killed_while_reading_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stopped_before_its_commit_leaves_no_corpus_and_is_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pictures(tmp_path / "set", [(8, 8)] * 2)
-    before = set((cache_folder() / "corpora").glob("*"))
+    before = set(filter(is_corpus, (cache_folder() / "corpora").glob("*")))
 
-    def interrupted(self: object) -> None:
+    def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(corpus_module._Writer, "close", interrupted)
+    monkeypatch.setattr(run, "commit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         open_corpus(tmp_path / "set", GRAY, quiet=True)
-    assert set((cache_folder() / "corpora").glob("*")) == before
+    assert set(filter(is_corpus, (cache_folder() / "corpora").glob("*"))) == before
     monkeypatch.undo()
     assert len(open_corpus(tmp_path / "set", GRAY, quiet=True)) == 2
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
-from ssl_mednet.data.loader import BatchStream, Order
+from ssl_mednet.data.loader import BatchStream, Order, shares
+from ssl_mednet.draws import stable_hash
 from ssl_mednet.errors import RecipeError
 
 
@@ -70,3 +72,60 @@ def test_the_thread_ends_with_its_consumer_and_passes_errors_on(
     monkeypatch.setattr(broken, "fetch", lambda step: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         next(iter(broken))
+
+
+def mixed(sizes: dict[tuple[int, int], int]) -> tuple[np.ndarray, np.ndarray]:
+    """Modality and source of rows, in no order."""
+    pairs = np.array([pair for pair, n in sizes.items() for _ in range(n)])
+    return tuple(np.random.default_rng(0).permutation(pairs).T)  # type: ignore[return-value]
+
+
+SIZES = {(2, 0): 900, (2, 1): 100, (3, 0): 90, (4, 2): 10}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        ("proportional", {(2, 0): 900, (2, 1): 100, (3, 0): 90, (4, 2): 10}),
+        ("balanced", {(2, 0): 1100 / 6, (2, 1): 1100 / 6, (3, 0): 1100 / 3, (4, 2): 1100 / 3}),
+        # roots of the modalities 31.62, 9.49, 3.16; of the sources of the first 30 and 10
+        ("sqrt", {(2, 0): 1100 * 0.71429 * 0.75, (2, 1): 1100 * 0.71429 * 0.25, (3, 0): 235.714, (4, 2): 78.571}),
+    ],
+)
+def test_each_modality_and_source_gets_its_share_of_every_epoch(
+    sampling: str, expected: dict[tuple[int, int], float]
+) -> None:
+    modality, source = mixed(SIZES)
+    strata, parts = shares(sampling, modality, source)
+    assert sum(parts) == pytest.approx(1)
+    order = Order(np.arange(1100), 100, 7, strata, parts)
+    drawn = np.concatenate([order.at(step) for step in range(33)])  # three epochs
+    for epoch in drawn.reshape(3, 1100):
+        for (m, s), count in expected.items():
+            assert abs(((modality[epoch] == m) & (source[epoch] == s)).sum() - count) <= 1
+    for m, s in SIZES:  # within a stratum no row is favoured
+        times = np.bincount(drawn, minlength=1100)[(modality == m) & (source == s)]
+        assert times.max() - times.min() <= 1
+    again = Order(np.arange(1100), 100, 7, strata, parts)
+    assert np.array_equal(again.at(25), drawn[2500:2600])
+    assert not np.array_equal(Order(np.arange(1100), 100, 8, strata, parts).at(25), drawn[2500:2600])
+
+
+def test_sampling_by_default_is_what_it_always_was(corpus: Corpus) -> None:
+    generator = np.random.default_rng(stable_hash(3, 0, "order"))
+    expected = corpus.rows()[generator.permutation(60)[16:24]].tolist()
+    assert BatchStream(corpus, corpus.rows(), 8, seed=3).fetch(2).rows.tolist() == expected
+
+
+def test_a_stream_balances_the_modalities_of_its_corpus(corpus: Corpus) -> None:
+    few = np.concatenate([np.flatnonzero(corpus.modality == m)[: 2 + 3 * i] for i, m in enumerate((2, 3, 4))])
+    stream = BatchStream(corpus, few, 15, seed=0, sampling="balanced")
+    assert np.bincount(corpus.modality[stream.fetch(0).rows.numpy()])[2:5].tolist() == [5, 5, 5]
+
+
+def test_the_order_of_three_million_rows_is_there_in_a_moment() -> None:
+    rows, kinds = np.arange(3_000_000), np.arange(3_000_000) % 7
+    for order in (Order(rows, 256, 0), Order(rows, 256, 0, *shares("sqrt", kinds, kinds % 2))):
+        began = time.process_time()
+        order.at(3_000_000 // 256 + 1)
+        assert time.process_time() - began < 3  # the bar is one second on an idle core

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_mednet.data.corpus import SKIPPED, Corpus, CorpusSpec, open_corpus
+from ssl_mednet.data.corpus import QUARANTINE, Corpus, CorpusSpec, open_corpus
 from ssl_mednet.data.labelled import open_labelled
 from ssl_mednet.data.sources import open_source
 from ssl_mednet.errors import DataError
@@ -42,7 +42,7 @@ def zipped(path: Path, files: dict[str, bytes | str]) -> Path:
 
 
 def skipped(corpus: Corpus) -> dict[str, str]:
-    with (corpus.folder / SKIPPED).open(newline="") as file:
+    with (corpus.folder / QUARANTINE).open(newline="") as file:
         return {Path(row["path"]).name: row["reason"] for row in csv.DictReader(file)}
 
 
@@ -194,6 +194,6 @@ def test_patients_never_reach_the_cache(tmp_path: Path) -> None:
     files = {"labels.csv": table} | {f"{i}.png": picture(i) for i in range(3)}
     corpus = open_corpus(folder(tmp_path / "set", files), GRAY, quiet=True)
     assert corpus.group.tolist() == [0, 0, 1]
-    written = b"".join(p.read_bytes() for p in corpus.folder.iterdir())
+    written = b"".join(p.read_bytes() for p in corpus.folder.rglob("*") if p.is_file())
     assert b"Doe" not in written
     assert b"Roe" not in written

@@ -1,0 +1,96 @@
+"""The work of an ingest, cut into pieces: which items a piece holds depends on the items alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ssl_mednet.data.schema import CorpusSpec
+from ssl_mednet.data.sources import Item, Source
+
+_FIRST, _LARGEST, _DOUBLED_AFTER = 256, 4096, 8  # items
+_IN_MEMORY = 32 * 2**20  # bytes of items that come with their content, so that pieces in flight stay small
+_ON_DISK = 512 * 2**20  # bytes of files that a worker reads itself
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is the same for all items of a source."""
+
+    name: str
+    licence: str
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker must know to write rows of a corpus.
+
+    Args:
+        folder: of the corpus; on a cluster every machine sees it under this name.
+        key: for groups; it is never written anywhere.
+        timeout: seconds that one image may take.
+    """
+
+    folder: str
+    spec: CorpusSpec
+    origins: tuple[Origin, ...]
+    key: bytes
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Items that one worker turns into rows at a time, all of one source."""
+
+    number: int
+    origin: int
+    items: tuple[Item, ...]
+
+    def part(self, start: int, stop: int) -> Chunk:
+        return replace(self, items=self.items[start:stop])
+
+    @property
+    def needs_decoding(self) -> bool:
+        """Whether foreign decoders touch it, which may hang or crash."""
+        return any(isinstance(item.content, Path | bytes) for item in self.items)
+
+
+def chunks(sources: list[Source]) -> Iterator[Chunk]:
+    """All items of all sources in order; pieces grow from 256 items to 4096, so that a small set is shared by all
+    workers and a large one has few fragments: 3,000,000 small files make about 760."""
+    number = 0
+    for origin, source in enumerate(sources):
+        held: list[Item] = []
+        memory = disk = 0
+        for item in source.items():
+            here, there = _bytes(item)
+            if held and (memory + here > _IN_MEMORY or disk + there > _ON_DISK or len(held) >= _limit(number)):
+                yield Chunk(number, origin, tuple(held))
+                number += 1
+                held, memory, disk = [], 0, 0
+            held.append(item)
+            memory, disk = memory + here, disk + there
+        if held:
+            yield Chunk(number, origin, tuple(held))
+            number += 1
+
+
+def _limit(number: int) -> int:
+    return min(_LARGEST, _FIRST << number // _DOUBLED_AFTER)
+
+
+def _bytes(item: Item) -> tuple[int, int]:
+    """Bytes of an item in memory and on the disk."""
+    content = item.content
+    if isinstance(content, Path):
+        try:
+            return 0, content.stat().st_size
+        except OSError:
+            return 0, 0  # the reader will say what is wrong with it
+    if isinstance(content, bytes):
+        return len(content), 0
+    return content.nbytes if isinstance(content, np.ndarray) else 0, 0

@@ -1,0 +1,162 @@
+"""One commit: the fragments of all chunks, what is said of the corpus as a whole, and the list of quarantined files."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ssl_mednet.data.schema import FORMAT, QUARANTINE, is_corpus, read_meta, schema
+from ssl_mednet.files import replacing
+from ssl_mednet.ingesting.rows import Record, Rejected
+
+# What the fingerprint is made of: everything that a network sees of an image.
+_SEEN = ["sha256", "window", "modality", "quantity", "codec"]
+_RAW = "surrogateescape"  # names of files need not be UTF-8
+_FOREVER = timedelta(days=36500)
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """What is remembered of one ingest in the corpus.
+
+    Args:
+        key: of sources and options; the same ingest is never committed twice.
+        source: as the user named it.
+        classes: of the source in their official order, where it has one.
+        quality: of JPEG, 0 for lossless.
+    """
+
+    key: str
+    source: str
+    licence: str
+    note: str
+    classes: tuple[str, ...]
+    ordinal: bool
+    quality: int
+
+
+def commit(folder: Path, channels: str, records: list[Record], ingest: Ingest) -> dict[str, Any]:
+    """Add the rows of ``records`` to the corpus in one step; a kill leaves the version before it, or this one.
+
+    The new version lists all fragments, the old ones first, and carries the new description, so that rows and
+    description never disagree.
+
+    Returns:
+        What is said of the corpus now.
+    """
+    import lance
+
+    old = lance.dataset(str(folder)) if is_corpus(folder) else None
+    if old is not None and any(f.metadata.deletion_file for f in old.get_fragments()):
+        # Lists of deleted rows are bound to the number that a fragment has in one version.
+        old.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
+        old = lance.dataset(str(folder))
+    before = read_meta(old.schema, folder) if old is not None else {"ingests": []}
+    fragments = [f.metadata for f in old.get_fragments()] if old is not None else []
+    fresh = [lance.FragmentMetadata.from_json(json.dumps(f)) for record in records for f in record.fragments]
+    ingests = [*before["ingests"], _entry(records, ingest)]
+    meta = _describe(_batches(folder, old, fresh), channels, ingests)
+    columns = schema(channels, meta)
+    if old is not None:  # what others added to the corpus has no value in the new rows
+        extra = [f.with_nullable(True) for f in old.schema if f.name not in columns.names]
+        columns = pa.schema([*columns, *extra], metadata=(old.schema.metadata or {}) | columns.metadata)
+    _write_quarantine(folder / QUARANTINE, [row for record in records for row in record.quarantine])
+    operation = lance.LanceOperation.Overwrite(columns, fragments + fresh)
+    done = lance.LanceDataset.commit(str(folder), operation, read_version=old.version if old is not None else None)
+    done.cleanup_old_versions(older_than=_FOREVER, delete_unverified=True)  # fragments of killed runs
+    return meta
+
+
+def _entry(records: list[Record], ingest: Ingest) -> dict[str, Any]:
+    counts = {"images": sum(r.rows for r in records), "skipped": sum(len(r.quarantine) for r in records)}
+    return {**ingest.__dict__, "classes": list(ingest.classes), **counts}
+
+
+def _batches(folder: Path, old: Any, fresh: list[Any]) -> Iterator[pa.RecordBatch]:
+    """The small columns of all rows, in order; those of the new fragments before any version has them."""
+    from lance.file import LanceFileReader
+
+    wanted = [*_SEEN, "label", "group"]
+    if old is not None:
+        yield from old.to_batches(columns=wanted, scan_in_order=True)
+    for fragment in fresh:
+        for file in fragment.files:
+            reader = LanceFileReader(str(folder / "data" / file.path), columns=wanted)
+            yield from reader.read_all().to_batches()
+
+
+def _describe(batches: Iterator[pa.RecordBatch], channels: str, ingests: list[dict[str, Any]]) -> dict[str, Any]:
+    digests = {name: hashlib.sha256() for name in _SEEN}  # one a column, so that the size of batches does not matter
+    labels: set[str] = set()
+    groups: list[np.ndarray] = [np.empty(0, np.int64)]
+    images = 0
+    for batch in batches:
+        images += len(batch)
+        for name, digest in digests.items():
+            digest.update(_bytes(batch[name]))
+        labels |= set(pc.unique(batch["label"]).drop_null().to_pylist())
+        groups.append(np.unique(batch["group"].to_numpy()))
+    lossy = sorted({i["quality"] for i in ingests if i["quality"]})
+    said = " ".join([*(d.hexdigest() for d in digests.values()), channels, str(lossy)])
+    distinct = np.unique(np.concatenate(groups))
+    return {
+        "format": FORMAT,
+        "source": _joined(i["source"] for i in ingests),
+        "channels": channels,
+        "images": images,
+        "skipped": sum(i["skipped"] for i in ingests),
+        "classes": _classes(labels, ingests),
+        "multilabel": any("|" in label for label in labels),
+        "ordinal": all(i["ordinal"] for i in ingests),
+        "groups": int((distinct >= 0).sum()),
+        "licence": _joined(i["licence"] for i in ingests),
+        "note": _joined(i["note"] for i in ingests),
+        "fingerprint": hashlib.sha256(said.encode()).hexdigest(),
+        "ingests": ingests,
+    }
+
+
+def _bytes(column: pa.Array) -> bytes:
+    """The values of a column as bytes that do not depend on how Arrow holds them."""
+    if pa.types.is_string(column.type):
+        return "\n".join([*column.to_pylist(), ""]).encode()
+    if pa.types.is_fixed_size_binary(column.type):
+        return b"".join(column.to_pylist())
+    flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
+    return flat.to_numpy(zero_copy_only=False).tobytes()
+
+
+def _joined(texts: Iterator[str]) -> str:
+    return ", ".join(dict.fromkeys(t for t in texts if t))
+
+
+def _classes(labels: set[str], ingests: list[dict[str, Any]]) -> list[str]:
+    """Names of the classes that occur: in their official order where there is one, else as people count."""
+    names = {part for label in labels for part in label.split("|") if part or "|" not in label}
+    if any("|" in label for label in labels):
+        names.discard("")
+    official = ingests[0]["classes"]
+    if official and all(i["classes"] == official for i in ingests):
+        return [name for name in official if name in names]
+    return sorted(names, key=lambda n: (0, int(n), n) if n.isdigit() else (1, 0, n))
+
+
+def _write_quarantine(path: Path, rows: list[Rejected]) -> None:
+    """Add rows to the list; those that a killed run wrote already are not repeated."""
+    header: Rejected = ("path", "reason", "reader")
+    before: list[Rejected] = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8", errors=_RAW) as file:
+            before = [(p, reason, reader) for p, reason, reader in list(csv.reader(file))[1:]]
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors=_RAW) as file:
+        csv.writer(file).writerows([header, *dict.fromkeys([*before, *rows])])

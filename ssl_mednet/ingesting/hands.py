@@ -1,0 +1,166 @@
+"""Hands: child processes that decode. One that a file kills or holds up is replaced, and that file alone is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import tempfile
+import time
+from concurrent.futures import TimeoutError as Waited
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import TracebackType
+
+from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
+
+from ssl_mednet.errors import DataError
+from ssl_mednet.ingesting.chunks import Chunk, Job
+from ssl_mednet.ingesting.rows import Record, reader_of, write_rows
+
+_BEAT = struct.Struct("<qq")  # number of the item, number of the beat
+_POLL = 0.2  # seconds between two looks at the beat
+_TO_START = 300.0  # seconds that a process may take to import what it needs
+_IDLE = 120  # seconds after which a process without work ends
+_ENV = {"OMP_NUM_THREADS": "1", "LANCE_LOG": "error", "LANCE_CPU_THREADS": "1"}
+
+
+class _Lost(Exception):
+    """A child process is gone, or had to be ended.
+
+    Args:
+        item: number of the item in the chunk at which that happened; -1 before the first.
+        reason: for the quarantine.
+    """
+
+    def __init__(self, item: int, reason: str) -> None:
+        super().__init__(item, reason)
+        self.item, self.reason = item, reason
+
+
+class Hand:
+    """One child process (of joblib's loky) that works at one chunk at a time."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+        self._closed = False
+
+    def work(self, job: Job, chunk: Chunk) -> Record:
+        """Every good image of a chunk, whatever its files do to the process.
+
+        Where the process dies or stands still at an item, the items before it are done again, the item is tried once
+        more by itself (the process may have died of something else), and the work goes on behind it.
+
+        Raises:
+            DataError: the process dies before it opens a file.
+        """
+        done = Record(chunk.number, 0)
+        parts = [(0, len(chunk.items))]  # the next one last
+        while parts:
+            start, stop = parts.pop()
+            try:
+                done += self._attempt(job, chunk.part(start, stop))
+            except _Lost as lost:
+                if lost.item < 0 or self._closed:
+                    raise DataError("a worker process ended before it had read anything", lost.reason) from lost
+                if stop - start == 1:
+                    item = chunk.items[start]
+                    done += Record(chunk.number, 1, quarantine=[(item.name, lost.reason, reader_of(item))])
+                    continue
+                at = start + lost.item
+                parts += [(a, b) for a, b in ((at + 1, stop), (at, at + 1), (start, at)) if a < b]
+        return done
+
+    def _attempt(self, job: Job, chunk: Chunk) -> Record:
+        pool = self._pool = self._pool or ProcessPoolExecutor(
+            max_workers=1, timeout=_IDLE, env=_ENV, initializer=_not_interrupted
+        )
+        with tempfile.NamedTemporaryFile(prefix="ssl-mednet-beat-") as beat:
+            beat.write(_BEAT.pack(-1, 0))
+            beat.flush()
+            future = pool.submit(_work, job, chunk, beat.name, os.getpid())
+            last, since = (-1, 0), time.monotonic()
+            while True:
+                try:
+                    return future.result(timeout=_POLL)
+                except TerminatedWorkerError as error:
+                    self.drop()
+                    raise _Lost(_read(beat.name)[0], "its reader ended the process (a crash in a decoder)") from error
+                except Waited:
+                    if (now := _read(beat.name)) != last:
+                        last, since = now, time.monotonic()
+                    elif time.monotonic() - since > (job.timeout if last[0] >= 0 else _TO_START):
+                        self.drop()
+                        raise _Lost(last[0], f"its reader gave nothing for {job.timeout:g} s") from None
+
+    def drop(self) -> None:
+        """End the process, whatever it does; the next piece of work gets a new one."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, kill_workers=True)
+
+    def close(self) -> None:
+        """End the process and the work at it, for good."""
+        self._closed = True
+        self.drop()
+
+
+def _not_interrupted() -> None:
+    """Ctrl-C in a terminal reaches the children too, but it is for the parent to end them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _read(path: str) -> tuple[int, int]:
+    item, beats = _BEAT.unpack(Path(path).read_bytes())
+    return item, beats
+
+
+class _Beat:
+    """Tells the parent at which item the child is: sixteen bytes in a file, which survive the child."""
+
+    def __init__(self, path: str, parent: int) -> None:
+        self._file, self._beats, self._parent = os.open(path, os.O_WRONLY), 0, parent
+
+    def __call__(self, item: int) -> None:
+        if os.getppid() != self._parent:
+            os._exit(1)  # nobody waits for the result any more
+        self._beats += 1
+        os.pwrite(self._file, _BEAT.pack(item, self._beats), 0)
+
+    def __enter__(self) -> _Beat:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+
+
+def _work(job: Job, chunk: Chunk, beat_path: str, parent: int) -> Record:
+    with _Beat(beat_path, parent) as beat:
+        return write_rows(job, chunk, beat)
+
+
+_FREE: SimpleQueue[Hand] = SimpleQueue()  # a process starts slowly, so hands are kept from one ingest to the next
+
+
+def take_hand() -> Hand:
+    """A hand that is free, or a new one."""
+    try:
+        return _FREE.get_nowait()
+    except Empty:
+        return Hand()
+
+
+def give_back(hand: Hand) -> None:
+    """Keep a hand for whoever comes next."""
+    _FREE.put(hand)
+
+
+def work_safely(job: Job, chunk: Chunk) -> Record:
+    """:func:`~ssl_mednet.ingesting.rows.write_rows` in a child of this process; see :meth:`Hand.work`."""
+    hand = take_hand()
+    try:
+        return hand.work(job, chunk)
+    finally:
+        give_back(hand)

@@ -1,0 +1,265 @@
+"""The verb ``ingest``: sources in, a corpus out, whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+
+from ssl_mednet.data.schema import FORMAT, LABELS, LOCK, QUARANTINE, CorpusSpec, is_corpus, read_meta
+from ssl_mednet.data.sources import Source, open_sources
+from ssl_mednet.errors import DataError
+from ssl_mednet.imaging.modality import CHANNEL_COUNT
+from ssl_mednet.imaging.modality import modality as known_modality
+from ssl_mednet.ingesting.chunks import Chunk, Job, Origin, chunks
+from ssl_mednet.ingesting.commit import Ingest, commit
+from ssl_mednet.ingesting.engines import run
+from ssl_mednet.ingesting.hashes import KEY, group_key, keyed_hash
+from ssl_mednet.ingesting.journal import Journal
+from ssl_mednet.ingesting.rows import Record
+from ssl_mednet.progress import Progress
+
+STORE_SIZE = 256  # pixels: twice what the largest shipped recipe looks at
+TIMEOUT = 120.0  # seconds
+_GROUPS_DIFFER = (
+    f"no key was given (${KEY}), so the groups of this ingest cannot be matched to those of other corpora or ingests"
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an ingest did.
+
+    Args:
+        folder: of the corpus.
+        images: added by this ingest.
+        quarantined: files of this ingest that gave no image, or not all of theirs; ``quarantine.csv`` lists them.
+        total: images of the corpus now.
+        fingerprint: of the corpus now.
+        already: it had been ingested before, and nothing was done.
+        notes: what the user should know.
+    """
+
+    folder: Path
+    images: int
+    quarantined: int
+    total: int
+    fingerprint: str
+    already: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the work is done; see :func:`ingest`. It changes nothing of the corpus."""
+
+    engine: str = "loky"
+    address: str = ""
+    workers: int = 0
+    timeout: float = TIMEOUT
+
+
+def ingest(
+    sources: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    channels: str = "gray",
+    store_size: int = STORE_SIZE,
+    quality: int = 0,
+    modality: str = "",
+    convert: bool = False,
+    labels: str = "table",
+    group_field: str = "",
+    source: str = "",
+    licence: str = "",
+    engine: str = "loky",
+    address: str = "",
+    workers: int = 0,
+    timeout: float = TIMEOUT,
+    quiet: bool = False,
+) -> Summary:
+    """Make a corpus of images, or add to one.
+
+    The rows lie in the order of the sources and of the items in them, so two runs give the same corpus. A run that
+    was killed goes on where it was; one that ended is not repeated. A file that cannot be read, that crashes its
+    reader or that makes it wait is listed in ``quarantine.csv``, with the reason.
+
+    Args:
+        sources: folders, files, archives, globs, or sources with a name (``medmnist:NAME``); one or several.
+        out: folder of the corpus.
+        channels, store_size, quality, modality, convert, labels, group_field: see
+            :class:`~ssl_mednet.data.schema.CorpusSpec`. Labels are taken from tables alone by default, because
+            folders may be named after patients.
+        source: name of the data set, for every row; the last part of each source's name when empty.
+        licence: SPDX identifier, or ``custom:...``; what the source says of itself when empty.
+        engine: ``"loky"`` (this machine), ``"ray"`` or ``"dask"``.
+        address: of a Ray or Dask cluster, whose machines see sources and corpus under the same names as this one.
+        workers: processes on this machine; 0 for one a core.
+        timeout: seconds that one image may take.
+
+    Raises:
+        DataError: a source that is not there, no image that can be used, a full disk, or a corpus of other channels.
+            What the corpus held before is never touched.
+    """
+    spec = CorpusSpec(channels, store_size, modality, convert, quality, labels, group_field)
+    _check(spec, timeout)
+    given = [sources] if isinstance(sources, str | Path) else list(sources)
+    opened = [one for text in given for one in open_sources(text)]
+    if not opened:
+        raise DataError("nothing to ingest", "name a folder, a file, an archive or a glob")
+    way = Way(engine, address, workers, timeout)
+    return ingest_opened(opened, Path(out).expanduser().absolute(), spec, source, licence, way, quiet)
+
+
+def _check(spec: CorpusSpec, timeout: float) -> None:
+    if spec.channels not in CHANNEL_COUNT:
+        raise DataError(f"channels is gray or color, not {spec.channels!r}")
+    if spec.modality:
+        known_modality(spec.modality)
+    if not 0 <= spec.quality <= 100:
+        raise DataError(f"quality is 1 to 100, or 0 for lossless, not {spec.quality}")
+    if spec.store_size < 8:
+        raise DataError(f"the longest side is 8 pixels or more, not {spec.store_size}")
+    if spec.labels not in LABELS:
+        raise DataError(f"labels are one of {', '.join(LABELS)}, not {spec.labels!r}")
+    if timeout <= 0:
+        raise DataError(f"the timeout is a time above 0, not {timeout:g} s")
+
+
+def ingest_opened(
+    sources: list[Source],
+    folder: Path,
+    spec: CorpusSpec,
+    source: str = "",
+    licence: str = "",
+    way: Way = Way(),
+    quiet: bool = False,
+) -> Summary:
+    """:func:`ingest` of sources that are open already."""
+    for one in sources:
+        one.group_field, one.labels = spec.group_field, spec.labels
+    origins = tuple(Origin(source or name_of(s), licence or s.licence, s.classes) for s in sources)
+    said = "\n".join(s.fingerprint() for s in sources)
+    given = group_key()
+    # Without the user's key, one that only those who hold the very files can make: nothing is stored, and still a
+    # killed run is taken up with the same hashes and two runs agree to the byte, as with a random key they could not.
+    key = given or hashlib.sha256(f"groups\n{said}".encode()).digest()
+    identity = f"{FORMAT}\n{said}\n{spec}\n{origins}\n{keyed_hash(key, 'identity')}"
+    name = hashlib.sha256(identity.encode()).hexdigest()[:24]
+    with _disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / LOCK):
+            before = _meta(folder)
+            if before and before["channels"] != spec.channels:
+                kind = before["channels"]
+                raise DataError(f"{folder}: holds {kind} images, not {spec.channels}", "name another --out")
+            if before and (entry := next((i for i in before["ingests"] if i["key"] == name), None)):
+                return _summary(folder, before, entry, already=True)
+            for one in sources:
+                one.prepare(quiet)
+            job = Job(str(folder), spec, origins, key, way.timeout)
+            journal = Journal(folder, name)
+            _work(sources, job, journal, way, quiet)
+            meta = _commit(sources, job, journal, name)
+            notes = () if given or not meta["groups"] else (_GROUPS_DIFFER,)
+            return _summary(folder, meta, meta["ingests"][-1], notes=notes)
+
+
+def name_of(source: Source) -> str:
+    """A short name for a source: the last part of its path without endings, or its specification."""
+    return source.spec.partition("?")[0] if not source.path.exists() else source.path.name.split(".")[0]
+
+
+def _meta(folder: Path) -> dict[str, Any] | None:
+    if not is_corpus(folder):
+        return None
+    import lance
+
+    return read_meta(lance.dataset(str(folder)).schema, folder)
+
+
+def _summary(folder: Path, meta: dict[str, Any], entry: dict[str, Any], **more: Any) -> Summary:
+    return Summary(folder, entry["images"], entry["skipped"], meta["images"], meta["fingerprint"], **more)
+
+
+def _work(sources: list[Source], job: Job, journal: Journal, way: Way, quiet: bool) -> None:
+    """Have every chunk in the journal."""
+    counts = [source.count() for source in sources]
+    total = None if None in counts else sum(c for c in counts if c is not None)
+    with Progress("ingesting " + ", ".join(o.name for o in job.origins), total, "img", quiet) as progress:
+        before = _Counts.of(journal.records())
+        counted = before
+        progress.start_from(before.items)
+
+        def missing() -> Iterator[Chunk]:
+            return (chunk for chunk in chunks(sources) if chunk.number not in journal.done)
+
+        for record in run(way.engine, job, missing(), way.workers, way.address):
+            journal.add(record)
+            counted = _Counts.of([record], counted)
+            note = f"{counted.quarantined} quarantined" if counted.quarantined else ""
+            rate = (counted.images - before.images) / max(1, counted.items - before.items)
+            progress.advance(record.items, note, weight=rate)
+
+
+class _Counts(NamedTuple):
+    items: int
+    images: int
+    quarantined: int
+
+    @classmethod
+    def of(cls, records: list[Record], start: tuple[int, int, int] = (0, 0, 0)) -> _Counts:
+        columns = zip(start, *((r.items, r.rows, len(r.quarantine)) for r in records), strict=True)
+        return cls(*map(sum, columns))
+
+
+def _commit(sources: list[Source], job: Job, journal: Journal, name: str) -> dict[str, Any]:
+    records = journal.records()
+    if not any(record.rows for record in records):
+        journal.clear()
+        raise _nothing(sources, records)
+    entry = Ingest(
+        key=name,
+        source=", ".join(s.spec for s in sources),
+        licence=", ".join(dict.fromkeys(o.licence for o in job.origins if o.licence)),
+        note=" ".join(dict.fromkeys(s.note for s in sources if s.note)),
+        classes=sources[0].classes if len({s.classes for s in sources}) == 1 else (),
+        ordinal=all(s.ordinal for s in sources),
+        quality=job.spec.quality,
+    )
+    meta = commit(Path(job.folder), job.spec.channels, records, entry)
+    journal.clear()
+    return meta
+
+
+def _nothing(sources: list[Source], records: list[Record]) -> DataError:
+    spec, rejected = ", ".join(s.spec for s in sources), [row for record in records for row in record.quarantine]
+    if not rejected:
+        return DataError(f"{spec}: holds no image", "PNG, JPEG, TIFF, DICOM, NIfTI, npy, npz, zip, tar")
+    reason = Counter(reason for _, reason, _ in rejected).most_common(1)[0][0]
+    path = next(path for path, why, _ in rejected if why == reason)
+    return DataError(
+        f"{spec}: none of its {len(rejected)} files can be used, most often because: {reason}", f"for example {path}"
+    )
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """A full disk, or one that may not be written, as what it is; the reason may come from Rust, as a text."""
+    try:
+        yield
+    except OSError as error:
+        text = str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text or "os error 122" in text:
+            hint = f"what was there before is untouched; free some space and run it again to go on (see {QUARANTINE})"
+            raise DataError(f"{folder}: the disk is full", hint) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST) or "os error 13" in text:
+            raise DataError(f"{folder}: cannot be written ({error.strerror or text})", "name another --out") from error
+        raise

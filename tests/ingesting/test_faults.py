@@ -1,0 +1,228 @@
+"""What goes wrong on the way: crashes, hangs, kills, a full disk. The corpus is whole, or the one before."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ingest_helpers import TrapSource, numbers, same_content, table, write_pictures
+
+from ssl_mednet.data.corpus import Corpus, CorpusSpec
+from ssl_mednet.data.schema import WORK, is_corpus
+from ssl_mednet.errors import DataError
+from ssl_mednet.ingesting.run import Way, ingest, ingest_opened
+
+GRAY = CorpusSpec("gray", 64)
+
+
+def levels(folder: Path) -> list[int]:
+    return [data[0] for data in table(folder)["image"].to_pylist()]
+
+
+def reasons(folder: Path) -> dict[str, str]:
+    with (folder / "quarantine.csv").open(newline="") as file:
+        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def test_a_crash_in_a_decoder_loses_that_file_only(tmp_path: Path) -> None:
+    contents = [f"good|{i}" for i in range(300)]
+    for i in (0, 7, 8, 150, 299):
+        contents[i] = f"crash|{i}"
+    summary = ingest_opened([TrapSource(contents)], tmp_path / "out", GRAY, quiet=True)
+    good = [i for i in range(300) if contents[i].startswith("good")]
+    assert levels(summary.folder) == [i % 251 for i in good]
+    assert set(reasons(summary.folder)) == {f"traps:{i}" for i in (0, 7, 8, 150, 299)}
+    assert all("crash" in reason for reason in reasons(summary.folder).values())
+
+
+def test_a_reader_that_hangs_is_ended_and_the_others_go_on(tmp_path: Path) -> None:
+    contents = ["good|1", "hang|2", "good|3", "good|4"]
+    began = time.monotonic()
+    summary = ingest_opened([TrapSource(contents)], tmp_path / "out", GRAY, way=Way(timeout=1.5), quiet=True)
+    assert time.monotonic() - began < 90
+    assert levels(summary.folder) == [1, 3, 4]
+    assert reasons(summary.folder) == {"traps:1": "its reader gave nothing for 1.5 s"}
+
+
+def test_a_worker_that_is_killed_from_outside_costs_no_file(tmp_path: Path) -> None:
+    contents = [f"good|{i}" for i in range(40)]
+    contents[20] = f"once|{tmp_path / 'killed'}|20"
+    summary = ingest_opened([TrapSource(contents)], tmp_path / "out", GRAY, quiet=True)
+    assert (tmp_path / "killed").exists()
+    assert levels(summary.folder) == list(range(40))
+    assert summary.quarantined == 0
+
+
+_RUN = "import sys; from ssl_mednet.ingesting.run import ingest; ingest(sys.argv[1], sys.argv[2], quiet=True)"
+
+
+def _start(source: Path, out: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", _RUN, str(source), str(out)], stderr=subprocess.PIPE)
+
+
+def _killed(source: Path, out: Path, draw: random.Random) -> bool:
+    """Kill an ingest a moment after it has got further than it was; whether it had ended before."""
+    before = len(list(out.glob(f"{WORK}/*/*.json")))
+    process = _start(source, out)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if len(list(out.glob(f"{WORK}/*/*.json"))) > before or is_corpus(out):
+            time.sleep(draw.uniform(0, 0.3))
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.stderr is not None
+    process.stderr.close()
+    return process.returncode == 0
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_and_run_again_every_image_is_there_once(kills: int, tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "set", 400 * kills if kills > 3 else 1200)
+    (source / "00500.png").write_bytes(b"broken")
+    draw = random.Random(kills)
+    for _ in range(kills):
+        if _killed(source, tmp_path / "out", draw):
+            break
+        if is_corpus(tmp_path / "out"):
+            assert len(Corpus(tmp_path / "out")) == len(list(source.iterdir())) - 1
+    ingest(source, tmp_path / "out", quiet=True)
+    ingest(source, tmp_path / "undisturbed", quiet=True)
+    assert len(numbers(tmp_path / "out")) == len(list(source.iterdir())) - 1
+    assert same_content(tmp_path / "out", tmp_path / "undisturbed")
+    one, other = (Corpus(tmp_path / name) for name in ("out", "undisturbed"))
+    assert one.meta == other.meta
+    count = len(list((tmp_path / "undisturbed" / "data").iterdir()))
+    assert len(list((tmp_path / "out" / "data").iterdir())) == count  # no orphans
+
+
+def test_a_kill_between_commit_and_end_is_not_a_second_ingest(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssl_mednet.ingesting.journal import Journal
+
+    def killed(self: Journal) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "clear", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(pictures, tmp_path / "out", quiet=True)
+    monkeypatch.undo()
+    assert ingest(pictures, tmp_path / "out", quiet=True).already
+    assert numbers(tmp_path / "out") == list(range(700))
+
+
+def test_an_append_that_is_stopped_leaves_the_corpus_as_it_was(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssl_mednet.ingesting import run
+
+    out = tmp_path / "out"
+    first = ingest(write_pictures(tmp_path / "few", 5), out, quiet=True)
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "commit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(pictures, out, quiet=True)
+    monkeypatch.undo()
+    assert numbers(out) == list(range(5))
+    assert Corpus(out).meta["fingerprint"] == first.fingerprint
+    ingest(pictures, out, quiet=True)
+    assert numbers(out) == [*range(5), *range(700)]
+
+
+def test_ctrl_c_ends_soon_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "set", 3000)
+    process = _start(source, tmp_path / "out")
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob(f"{WORK}/*/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert b"KeyboardInterrupt" in errors
+    assert process.returncode != 0
+    done = len(list((tmp_path / "out").glob(f"{WORK}/*/*.json")))
+    assert done >= 1
+    ingest(source, tmp_path / "out", quiet=True)
+    assert numbers(tmp_path / "out") == list(range(3000))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Path:
+    """A file system of two megabytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    yield disk  # type: ignore[misc]
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_is_told_and_what_was_there_stays(small_disk: Path, tmp_path: Path) -> None:
+    out = small_disk / "corpus"
+    first = ingest(write_pictures(tmp_path / "few", 20), out, quiet=True)
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    for i in range(900):
+        np.save(noise / f"{i:04d}.npy", np.random.default_rng(i).integers(0, 256, (64, 64), dtype=np.uint8))
+    with pytest.raises(DataError, match="the disk is full"):
+        ingest(noise, out, quiet=True)
+    assert numbers(out) == list(range(20))
+    assert Corpus(out).meta["fingerprint"] == first.fingerprint
+    subprocess.run(["mount", "-o", "remount,size=40m", str(small_disk)], check=True)
+    assert ingest(noise, out, quiet=True).total == 920
+
+
+def test_two_at_once_wait_for_each_other(pictures: Path, tmp_path: Path) -> None:
+    processes = [_start(pictures, tmp_path / "out") for _ in range(2)]
+    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    assert numbers(tmp_path / "out") == list(range(700))
+    for process in processes:
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        ingest("phantoms:gray?n=3", tmp_path / "file", quiet=True)
+
+
+def test_a_process_forked_from_a_reader_is_refused_and_does_not_crash(tmp_path: Path) -> None:
+    corpus = Corpus(ingest(write_pictures(tmp_path / "set", 5), tmp_path / "out", quiet=True).folder)
+    said, says = os.pipe()
+    if (child := os.fork()) == 0:
+        words = []
+        for use in (lambda: corpus.batch(np.arange(2)), lambda: Corpus(corpus.folder)):
+            try:
+                use()
+                words.append("read")
+            except DataError as error:
+                words.append(error.message)
+        os.write(says, "|".join(words).encode())
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.read(said, 1000).decode() == "|".join(["a corpus cannot be read in a forked process"] * 2)
+    assert len(corpus.batch(np.arange(2))) == 2
+
+
+def test_a_corpus_opens_itself_in_a_process_that_was_spawned(tmp_path: Path) -> None:
+    from joblib.externals.loky import get_reusable_executor
+
+    corpus = Corpus(ingest(write_pictures(tmp_path / "set", 5), tmp_path / "out", quiet=True).folder)
+    there = get_reusable_executor(max_workers=1).submit(corpus.batch, np.array([4, 1])).result()
+    assert there.pixels.equal(corpus.batch(np.array([4, 1])).pixels)
