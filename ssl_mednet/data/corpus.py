@@ -81,7 +81,7 @@ class Corpus:
         self.meta: dict[str, Any] = read_meta(self._dataset.schema, self.folder)
         self.channels: str = self.meta["channels"]
         self.classes: list[str] = self.meta["classes"]
-        table = self._read(_COLUMNS)
+        table = self.table(_COLUMNS)
         self._codec, self.modality, self._bits, self.split = (
             table[name].to_numpy() for name in ("codec", "modality", "bits", "split")
         )
@@ -100,14 +100,15 @@ class Corpus:
     def __len__(self) -> int:
         return len(self._codec)
 
-    def _read(self, columns: list[str]) -> pa.Table:
+    def table(self, columns: list[str]) -> pa.Table:
+        """Columns of all rows as they are stored; see :func:`~ssl_mednet.data.schema.schema`."""
         _Process.check()
         return self._dataset.to_table(columns=columns).combine_chunks()
 
     @cached_property
     def label(self) -> np.ndarray:
         """Class number of each row (-1: none), or ``[N, L]`` of 0 and 1 where a row may have several findings."""
-        return _encode(self._read(["label"])["label"], self.classes, self.meta["multilabel"])
+        return _encode(self.table(["label"])["label"], self.classes, self.meta["multilabel"])
 
     @cached_property
     def group(self) -> np.ndarray:
@@ -115,18 +116,18 @@ class Corpus:
 
         Stored are keyed hashes; the identifier itself never is.
         """
-        return _numbered(self._read(["group"])["group"].to_numpy())
+        return _numbered(self.table(["group"])["group"].to_numpy())
 
     @cached_property
     def source(self) -> np.ndarray:
         """Number of each row's source, in the order in which they were ingested."""
-        encoded = self._read(["source"])["source"].combine_chunks().dictionary_encode()
+        encoded = self.table(["source"])["source"].combine_chunks().dictionary_encode()
         encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
         return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
 
     @cached_property
     def _moments(self) -> np.ndarray:
-        return _fixed(self._read(["moments"])["moments"]).reshape(len(self), 2, -1)
+        return _fixed(self.table(["moments"])["moments"]).reshape(len(self), 2, -1)
 
     def rows(self, split: str = "all") -> np.ndarray:
         """Positions of the rows of a split; all rows where the source has no splits."""
