@@ -51,9 +51,8 @@ class Records:
 
 def records(corpus: Corpus) -> Records:
     """The records of a corpus."""
-    table = corpus.table(["sha256", "phash", "flags", "volume", "index", "moments"])
-    digests = np.frombuffer(b"".join(table["sha256"].to_pylist()), np.uint8).reshape(len(corpus), -1)
-    moments = np.concatenate([c.flatten().to_numpy() for c in table["moments"].chunks]).reshape(len(corpus), 2, -1)
-    variance = (moments[:, 1] - moments[:, 0] ** 2).mean(axis=1)
-    phash, flags, volume, index = (table[name].to_numpy() for name in ("phash", "flags", "volume", "index"))
-    return Records(digests, phash, flags, volume, index, np.sqrt(np.maximum(variance, 0)).astype(np.float32))
+    digests = np.frombuffer(b"".join(corpus.column("sha256").to_pylist()), np.uint8).reshape(len(corpus), -1)
+    moments = corpus.numbers("moments").reshape(len(corpus), 2, -1)
+    contrast = np.sqrt(np.maximum((moments[:, 1] - moments[:, 0] ** 2).mean(axis=1), 0))
+    phash, flags, volume, index = map(corpus.numbers, ("phash", "flags", "volume", "index"))
+    return Records(digests, phash, flags, volume, index, contrast.astype(np.float32))

@@ -23,7 +23,6 @@ from ssl_mednet.imaging.modality import BY_CODE, CHANNEL_COUNT
 
 __all__ = ["QUARANTINE", "Corpus", "CorpusSpec", "cache_folder", "open_corpus"]
 
-_COLUMNS = ["codec", "modality", "height", "width", "bits", "window", "split"]
 _CACHE_BYTES = 64 * 2**20  # of Lance, for what it knows of its files
 _SHARE = 64  # images that a thread decodes before the next share is handed out
 
@@ -81,12 +80,10 @@ class Corpus:
         self.meta: dict[str, Any] = read_meta(self._dataset.schema, self.folder)
         self.channels: str = self.meta["channels"]
         self.classes: list[str] = self.meta["classes"]
-        table = self.table(_COLUMNS)
-        self._codec, self.modality, self._bits, self.split = (
-            table[name].to_numpy() for name in ("codec", "modality", "bits", "split")
-        )
-        self._size = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1)
-        self._window = _fixed(table["window"])
+        # One after the other: tables of several columns would be in memory beside what is made of them.
+        self._codec, self.modality, self._bits, self.split = map(self.numbers, ("codec", "modality", "bits", "split"))
+        self._size = np.stack([self.numbers("height"), self.numbers("width")], axis=1)
+        self._window = self.numbers("window")
         self._canvas = tuple(int(side) for side in self._size.max(axis=0))
         self._depth = np.uint8 if (self._bits == 8).all() else np.uint16
         self._alike = bool(
@@ -100,15 +97,22 @@ class Corpus:
     def __len__(self) -> int:
         return len(self._codec)
 
-    def table(self, columns: list[str]) -> pa.Table:
-        """Columns of all rows as they are stored; see :func:`~ssl_mednet.data.schema.schema`."""
+    def column(self, column: str) -> pa.ChunkedArray:
+        """A column as it is stored; see :func:`~ssl_mednet.data.schema.schema`."""
         _Process.check()
-        return self._dataset.to_table(columns=columns).combine_chunks()
+        return self._dataset.to_table(columns=[column])[column]
+
+    def numbers(self, column: str) -> np.ndarray:
+        """A column of numbers ``[N]``, or of lists of one length ``[N, length]``."""
+        read = self.column(column)
+        length = read.type.list_size if pa.types.is_fixed_size_list(read.type) else 0
+        parts = [(chunk.flatten() if length else chunk).to_numpy(zero_copy_only=False) for chunk in read.chunks]
+        return np.concatenate(parts).reshape((-1, length) if length else -1)
 
     @cached_property
     def label(self) -> np.ndarray:
         """Class number of each row (-1: none), or ``[N, L]`` of 0 and 1 where a row may have several findings."""
-        return _encode(self.table(["label"])["label"], self.classes, self.meta["multilabel"])
+        return _encode(self.column("label"), self.classes, self.meta["multilabel"])
 
     @cached_property
     def group(self) -> np.ndarray:
@@ -116,18 +120,14 @@ class Corpus:
 
         Stored are keyed hashes; the identifier itself never is.
         """
-        return _numbered(self.table(["group"])["group"].to_numpy())
+        return _numbered(self.numbers("group"))
 
     @cached_property
     def source(self) -> np.ndarray:
         """Number of each row's source, in the order in which they were ingested."""
-        encoded = self.table(["source"])["source"].combine_chunks().dictionary_encode()
+        encoded = self.column("source").combine_chunks().dictionary_encode()
         encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
         return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
-
-    @cached_property
-    def _moments(self) -> np.ndarray:
-        return _fixed(self.table(["moments"])["moments"]).reshape(len(self), 2, -1)
 
     def rows(self, split: str = "all") -> np.ndarray:
         """Positions of the rows of a split; all rows where the source has no splits."""
@@ -137,7 +137,8 @@ class Corpus:
 
     def statistics(self, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel over the pixels of these rows, in [0, 1] units."""
-        first, second = self._moments[rows].mean(axis=0, dtype=np.float64)
+        moments = self.numbers("moments")[rows].mean(axis=0, dtype=np.float64)
+        first, second = moments.reshape(2, -1)
         std = np.sqrt(np.maximum(second - first**2, 1e-4))
         return tuple(map(float, first.round(6))), tuple(map(float, std.round(6)))
 
@@ -199,11 +200,6 @@ def _blobs(column: Any) -> Any:
         ends = np.frombuffer(chunk.buffers()[1], wide)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
         data = np.frombuffer(chunk.buffers()[2], np.uint8)
         yield from (data[start:end] for start, end in pairwise(ends))
-
-
-def _fixed(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of lists of one length as ``[N, length]``."""
-    return np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks]).reshape(len(column), -1)
 
 
 def _numbered(hashes: np.ndarray) -> np.ndarray:

@@ -22,8 +22,8 @@ os.environ.setdefault("LANCE_LOG", "error")  # it warns of every data set that d
 FORMAT = 4  # part of the cache key: a cache written by another layout is never read
 QUARANTINE, WORK, LOCK = "quarantine.csv", ".ingest", ".ingest.lock"
 META_KEY = b"ssl_mednet"
-RAW, PNG, JPEG = range(3)
-CODECS = ("raw", "png", "jpeg")
+RAW, PNG, JPEG, JPEGLS = range(4)
+CODECS = ("raw", "png", "jpeg", "jpegls")
 HOW = "make one with: ssl-mednet ingest SRC --out CORPUS"
 _PAGE = 4096  # bytes: a smaller picture costs one page of the disk whether it is packed or not
 LABELS = ("all", "table", "none")
@@ -116,34 +116,39 @@ def is_corpus(path: Path) -> bool:
 def encode(pixels: np.ndarray, quality: int) -> tuple[int, bytes]:
     """Pixels ``[H, W, C]`` uint8 or uint16 as ``(codec, bytes)``.
 
-    What fits a page of the disk is stored as it is, because it is read as fast and needs no decoding. Everything else
-    becomes a PNG of the fastest level: measured on phantoms and MedNIST it is within 3 % of level 6 and takes two
-    thirds of its time; JPEG-LS packs 12 % better and takes half as long again to decode. With ``quality``, 8-bit
-    pictures become JPEG without chroma subsampling.
+    What fits a page of the disk is stored as it is, because it is read as fast and needs no decoding. Larger pictures
+    become, without loss, JPEG-LS (ISO 14495-1) where they are gray with 16 bits, else PNG of the fastest level.
+    Measured: on CT slices JPEG-LS is 35 % smaller than PNG and takes 1.3 ms to write against 2.1, 1.2 ms to read against 0.9; on
+    small 8-bit pictures it is 12 % smaller and takes half as long again to read; higher levels of PNG save 3 %. With
+    ``quality``, 8-bit pictures become JPEG without chroma subsampling.
     """
     import imagecodecs
 
+    plane = pixels[..., 0] if pixels.shape[2] == 1 else pixels
     if quality and pixels.dtype == np.uint8:
         buffer = io.BytesIO()
-        picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        picture.save(buffer, "JPEG", quality=quality, subsampling=0)
+        Image.fromarray(plane).save(buffer, "JPEG", quality=quality, subsampling=0)
         return JPEG, buffer.getvalue()
     if pixels.nbytes <= _PAGE:
         return RAW, pixels.tobytes()
-    packed = bytes(imagecodecs.png_encode(pixels[..., 0] if pixels.shape[2] == 1 else pixels, level=1))
-    return (PNG, packed) if len(packed) < pixels.nbytes else (RAW, pixels.tobytes())
+    if pixels.dtype == np.uint16 and plane.ndim == 2:
+        codec, packed = JPEGLS, bytes(imagecodecs.jpegls_encode(np.ascontiguousarray(plane)))
+    else:
+        codec, packed = PNG, bytes(imagecodecs.png_encode(np.ascontiguousarray(plane), level=1))
+    return (codec, packed) if len(packed) < pixels.nbytes else (RAW, pixels.tobytes())
 
 
 def decode(data: np.ndarray, codec: int, height: int, width: int, bits: int) -> np.ndarray:
     """The pixels ``[C, H, W]`` of a row from its bytes (uint8, one dimension); the decoders release the GIL."""
+    import imagecodecs
+
+    packed: Any = data  # any buffer will do
     if codec == RAW:
-        return data.view(np.uint8 if bits == 8 else np.uint16).reshape(height, width, -1).transpose(2, 0, 1)
-    if codec == PNG:
-        import imagecodecs
-
-        packed: Any = data  # any buffer will do
-        return imagecodecs.png_decode(packed).reshape(height, width, -1).transpose(2, 0, 1)
-    import torch
-    from torchvision.io import decode_jpeg
-
-    return decode_jpeg(torch.from_numpy(data.copy())).numpy()  # a buffer of Arrow is read-only
+        pixels = data.view(np.uint8 if bits == 8 else np.uint16)
+    elif codec == PNG:
+        pixels = imagecodecs.png_decode(packed)
+    elif codec == JPEGLS:
+        pixels = imagecodecs.jpegls_decode(packed)
+    else:
+        pixels = imagecodecs.jpeg8_decode(packed)
+    return pixels.reshape(height, width, -1).transpose(2, 0, 1)
