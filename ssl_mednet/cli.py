@@ -41,6 +41,7 @@ class What(StrEnum):
     augmentations = "augmentations"
     modalities = "modalities"
     backbones = "backbones"
+    datasets = "datasets"
 
 
 @app.callback()
@@ -212,9 +213,9 @@ def ingest(
 @app.command("list")
 def list_(
     what: Annotated[What, typer.Argument(help="What to list.")],
-    pattern: Annotated[str, typer.Argument(help="For backbones: a pattern, as in '*resnet*'.")] = "",
+    pattern: Annotated[str, typer.Argument(help="For backbones and datasets: a pattern, as in '*resnet*'.")] = "",
 ) -> None:
-    """Show what is there: recipes, suites, methods, policies, modalities, backbones."""
+    """Show what is there: recipes, suites, methods, policies, modalities, backbones, datasets."""
     from ssl_mednet.listing import listing
 
     for line in listing(what.value, pattern):

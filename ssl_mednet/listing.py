@@ -8,7 +8,7 @@ from ssl_mednet.errors import UserError
 
 
 def listing(what: str, pattern: str = "") -> list[str]:
-    """Lines to print; ``what`` is a key of the table below, ``pattern`` a shell pattern for backbones."""
+    """Lines to print; ``what`` is a key of the table below, ``pattern`` a shell pattern for backbones and datasets."""
     return _aligned(_LISTS[what](pattern))
 
 
@@ -74,6 +74,12 @@ def _backbones(pattern: str) -> list[tuple[str, str]]:
     return [(name, "") for name in names]
 
 
+def _datasets(pattern: str) -> list[tuple[str, str]]:
+    from ssl_mednet.catalog.table import dataset_rows
+
+    return dataset_rows(pattern)
+
+
 def _first_line(doc: str | None) -> str:
     return (doc or "").strip().partition("\n")[0]
 
@@ -92,4 +98,5 @@ _LISTS: dict[str, Callable[[str], list[tuple[str, str]]]] = {
     "augmentations": _augmentations,
     "modalities": _modalities,
     "backbones": _backbones,
+    "datasets": _datasets,
 }

@@ -9,6 +9,7 @@ from ssl_mednet.errors import RecipeError, did_you_mean
 
 Kind = Literal["recipes", "eval"]
 FACTS = ("references.yaml",)  # beside the suites, but none: published figures to compare with
+CORPORA = ("mednet/corpus_gray.yaml", "mednet/corpus_color.yaml")  # beside the recipes: what to ingest, not to pretrain
 
 
 def shipped_folder(kind: Kind) -> Path:
@@ -23,7 +24,8 @@ def shipped_folder(kind: Kind) -> Path:
 def list_shipped(kind: Kind) -> list[str]:
     """Names of all shipped files of a kind, sub-folders included: ``["byol_color.yaml", ...]``."""
     folder = shipped_folder(kind)
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.yaml") if p.name not in FACTS)
+    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*.yaml"))
+    return sorted(name for name in names if name not in FACTS + CORPORA)
 
 
 def find_shipped(name: str | Path, kind: Kind) -> Path:

@@ -14,7 +14,7 @@ FLOORS = [
     {"cli", "__init__"},
     {"report"},
     {"pretraining", "evaluation", "auditing", "contact_sheet", "listing"},
-    {"data", "ingesting", "augment", "methods", "recipe"},
+    {"data", "ingesting", "augment", "methods", "recipe", "catalog"},
     {"imaging", "backbones", "probe", "registry", "shipped", "progress", "draws", "files"},
     {"errors"},
 ]

@@ -81,7 +81,7 @@ def test_options_take_several_values_and_leave_overrides_alone() -> None:
     assert expand_several(phantom) == phantom
 
 
-@pytest.mark.parametrize("what", ["recipes", "suites", "methods", "policies", "modalities", "backbones"])
+@pytest.mark.parametrize("what", ["recipes", "suites", "methods", "policies", "modalities", "backbones", "datasets"])
 def test_lists_have_a_line_on_each(what: str) -> None:
     lines = listing(what)
     assert len(lines) >= 2

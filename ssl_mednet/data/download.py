@@ -18,7 +18,7 @@ from email.message import Message
 from http.client import HTTPException
 from pathlib import Path
 from time import sleep
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
@@ -35,8 +35,23 @@ _CHUNK = 1 << 20
 _MB = 10**6
 
 
+class _Expected(TypedDict):
+    """By what a file is known to be the right one, exactly one of them; see :func:`fetch`."""
+
+    md5: str
+    sha256: str
+    size: int | None
+
+
 def fetch(
-    url: str, target: Path, *, md5: str = "", sha256: str = "", timeout: float = TIMEOUT, quiet: bool = False
+    url: str,
+    target: Path,
+    *,
+    md5: str = "",
+    sha256: str = "",
+    size: int | None = None,
+    timeout: float = TIMEOUT,
+    quiet: bool = False,
 ) -> Path:
     """``target``, downloaded from ``url`` unless it is there already with the right checksum; another file is replaced.
 
@@ -46,15 +61,16 @@ def fetch(
 
     Args:
         url: http or https; so are all that it redirects to.
-        md5, sha256: the expected checksum in hexadecimal digits, exactly one of the two.
+        md5, sha256: the expected checksum in hexadecimal digits.
+        size: the expected length in bytes, where a server publishes no checksum. Exactly one of the three is given.
         timeout: seconds to wait for a connection, and for each next byte.
         quiet: no progress bar.
 
     Raises:
         DataError: the network or the server does not give the file, it has another checksum, or it cannot be written.
-        ValueError: not exactly one checksum.
+        ValueError: not exactly one of md5, sha256 and size.
     """
-    checksum = {"md5": md5, "sha256": sha256}
+    checksum: _Expected = {"md5": md5, "sha256": sha256, "size": size}
     try:
         if has_checksum(target, **checksum):
             return target
@@ -67,16 +83,39 @@ def fetch(
     return target
 
 
-def has_checksum(path: Path, *, md5: str = "", sha256: str = "") -> bool:
-    """Whether ``path`` is a file with this checksum; exactly one of the two is given."""
-    if bool(md5) == bool(sha256):
-        raise ValueError("give md5 or sha256, exactly one of them")
+def has_checksum(path: Path, *, md5: str = "", sha256: str = "", size: int | None = None) -> bool:
+    """Whether ``path`` is a file with this checksum, or of this many bytes; exactly one of the three is given."""
+    if bool(md5) + bool(sha256) + (size is not None) != 1:
+        raise ValueError("give md5, sha256 or size, exactly one of them")
     if not path.is_file():
         return False
+    if size is not None:
+        return path.stat().st_size == size
     with path.open("rb") as file:
         # MD5 is what archives publish; it guards against accidents, so a system that forbids it for security may not.
         digest = hashlib.file_digest(file, lambda: hashlib.new("md5" if md5 else "sha256", usedforsecurity=False))
     return digest.hexdigest() == (md5 or sha256).lower()
+
+
+def read_url(url: str, *, timeout: float = TIMEOUT, limit: int = 1 << 24) -> bytes:
+    """A short answer, such as a listing, into memory; tried again where that makes sense.
+
+    Raises:
+        DataError: the network or the server does not give it, or it is longer than ``limit`` bytes.
+    """
+    failures = 0
+    while True:
+        try:
+            with _open(url, 0, timeout) as response:
+                content = _short(response, limit)
+            if len(content) > limit:
+                raise DataError(f"{url}: the answer is longer than {limit:,} bytes")
+            return content
+        except _Failed as error:
+            failures += 1
+            if failures >= error.tries:
+                raise DataError(f"{url}: {error}", "run it again later") from error
+            sleep(min(max(error.wait, _BACKOFF * 2 ** (failures - 1)), _LONGEST_WAIT))
 
 
 @contextmanager
@@ -96,14 +135,14 @@ def _locked(target: Path, quiet: bool) -> Iterator[None]:
 
 
 class _Failed(Exception):
-    """One try that did not work, how many of its kind are worth it, and how long the server asks to wait."""
+    """A try that did not work: how many of its kind are worth it, how long the server asks to wait, its answer."""
 
-    def __init__(self, reason: str, tries: int = _TRIES, wait: float = 0.0) -> None:
+    def __init__(self, reason: str, tries: int = _TRIES, wait: float = 0.0, status: int = 0) -> None:
         super().__init__(reason)
-        self.tries, self.wait = tries, wait
+        self.tries, self.wait, self.status = tries, wait, status
 
 
-def _download(url: str, target: Path, checksum: dict[str, str], timeout: float, quiet: bool) -> None:
+def _download(url: str, target: Path, checksum: _Expected, timeout: float, quiet: bool) -> None:
     part = target.with_name(target.name + ".part")
     by_hand = f"or download it by hand and save it as {target}"
     if urlsplit(url).scheme not in ("http", "https"):
@@ -115,7 +154,7 @@ def _download(url: str, target: Path, checksum: dict[str, str], timeout: float, 
             raise DataError(f"{url}: {error}", f"run it again later, {by_hand}") from error
         if not has_checksum(part, **checksum):
             part.unlink()
-            kind = "MD5" if checksum["md5"] else "SHA-256"
+            kind = "MD5" if checksum["md5"] else "SHA-256" if checksum["sha256"] else "size"
             message = f"{url}: the downloaded file has the wrong {kind} and was deleted: it is damaged or another one"
             raise DataError(message, f"run it again, {by_hand}")
     part.replace(target)
@@ -138,7 +177,7 @@ def _try_repeatedly(url: str, part: Path, timeout: float, quiet: bool) -> None:
 
 def _try(url: str, part: Path, timeout: float, quiet: bool) -> None:
     """Append to ``part`` what is missing of it, and force it to the disk."""
-    with _open(url, part, timeout) as response:
+    with _resumed(url, part, timeout) as response:
         start = _start(response, part)
         total = None if response.length is None else start + response.length
         if total is not None:
@@ -156,21 +195,28 @@ def _try(url: str, part: Path, timeout: float, quiet: bool) -> None:
                 raise _Failed(f"the connection was cut after {file.tell():,} of {total:,} bytes")
 
 
-def _open(url: str, part: Path, timeout: float) -> Any:
+def _resumed(url: str, part: Path, timeout: float) -> Any:
     """The server's answer, asked for what ``part`` does not have yet."""
-    have = _size(part)
+    try:
+        return _open(url, _size(part), timeout)
+    except _Failed as error:
+        if error.status == 416:  # there is nothing from that byte on: what is on disk is part of another file
+            part.unlink(missing_ok=True)
+        raise
+
+
+def _open(url: str, have: int, timeout: float) -> Any:
+    """The server's answer from byte ``have`` on."""
     headers = {"User-Agent": "ssl_mednet"} | ({"Range": f"bytes={have}-"} if have else {})
     opener = urllib.request.build_opener(_WebOnly)
     try:
         return opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
     except HTTPError as error:
         error.close()
-        if error.code == 416:  # there is nothing from that byte on: what is on disk is part of another file
-            part.unlink(missing_ok=True)
         tries = _TRIES if error.code in _PASSING else 1
         wait = error.headers.get("Retry-After", "")  # seconds; a date is not worth the trouble
         reason = f"the server answers {error.code} {error.reason}"
-        raise _Failed(reason, tries, float(wait) if wait.isdigit() else 0.0) from error
+        raise _Failed(reason, tries, float(wait) if wait.isdigit() else 0.0, error.code) from error
     except URLError as error:
         raise _Failed(f"the network cannot be reached: {_said(error.reason)}", _TRIES_UNREACHABLE) from error
     except (OSError, HTTPException) as error:
@@ -210,6 +256,18 @@ def _chunks(response: Any) -> Iterator[bytes]:
             yield chunk
     except (OSError, HTTPException) as error:
         raise _Failed(f"the connection was lost: {_said(error)}") from error
+
+
+def _short(response: Any, limit: int) -> bytes:
+    """All of an answer, or one byte more than ``limit``."""
+    content = b""
+    for chunk in _chunks(response):
+        content += chunk
+        if len(content) > limit:
+            return content[: limit + 1]
+    if response.length:
+        raise _Failed(f"the connection was cut {response.length:,} bytes before the end")
+    return content
 
 
 def _said(error: object) -> str:

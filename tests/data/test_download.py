@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from ssl_mednet.data import download
-from ssl_mednet.data.download import fetch, has_checksum
+from ssl_mednet.data.download import fetch, has_checksum, read_url
 from ssl_mednet.errors import DataError
 from ssl_mednet.progress import Progress
 
@@ -324,3 +324,27 @@ def test_a_killed_download_is_resumed_and_leaves_no_lock_behind(server: Server, 
     fetch(server.url, target, md5=MD5, quiet=True)
     assert server.asked == [None, f"bytes={reached}-"]
     assert target.read_bytes() == CONTENT
+
+
+def test_a_file_without_checksum_is_known_by_its_size(server: Server, tmp_path: Path) -> None:
+    server.plan = [("cut", 2_000_000)]
+    target = fetch(server.url, tmp_path / "x", size=len(CONTENT), quiet=True)
+    assert target.read_bytes() == CONTENT
+    asked = len(server.asked)
+    assert fetch(server.url, target, size=len(CONTENT), quiet=True) == target
+    assert len(server.asked) == asked
+    with pytest.raises(DataError, match="wrong size"):
+        fetch(server.url, tmp_path / "y", size=len(CONTENT) + 1, quiet=True)
+    with pytest.raises(ValueError, match="exactly one"):
+        fetch(server.url, tmp_path / "z", size=1, md5=MD5)
+
+
+def test_a_short_answer_is_read_again_after_a_failure_and_never_in_part(server: Server) -> None:
+    server.plan = [("status", 503), ("cut", 1000)]
+    assert read_url(server.url) == CONTENT
+    with pytest.raises(DataError, match="longer than 1,000 bytes"):
+        read_url(server.url, limit=1000)
+    server.plan = [("status", 404)]
+    with pytest.raises(DataError, match="404"):
+        read_url(server.url)
+    assert len(server.asked) == 5

@@ -1,0 +1,1 @@
+"""The public image sets that the two corpora are made of: facts, licences, selections, plans. No image is read here."""

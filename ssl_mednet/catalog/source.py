@@ -1,0 +1,132 @@
+"""A selection as a source for the ingest: its files, with patient, label and split by the rules of the catalog."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from ssl_mednet.catalog.entries import Where
+from ssl_mednet.catalog.selection import Selection
+from ssl_mednet.data.sources import FolderSource, Item, Source
+from ssl_mednet.errors import DataError
+from ssl_mednet.imaging.readers import is_image_name
+
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+def open_selection(selection: Selection) -> list[Source]:
+    """The sources of a selection, opened. Those of IDC have to be fetched before: see ``prepare``.
+
+    Raises:
+        DataError: a folder is not there.
+    """
+    return [CatalogSource(path, selection) for path in selection.sources]
+
+
+class CatalogSource(FolderSource):
+    """A folder of a set of the catalog. What its rules skip is not looked at.
+
+    Items have the group as the set writes it; whoever stores them hashes it. DICOM files without a rule of their own
+    have none here: their reader knows the patient.
+
+    Raises:
+        DataError: no such folder; and from ``items``, rules that find nothing: they may be from memory.
+    """
+
+    labels: str = "all"
+
+    def __init__(self, path: Path, selection: Selection) -> None:
+        if not path.is_dir():
+            raise DataError(f"{path}: no such folder", f"{selection.name} is read from a folder: unpack an archive")
+        super().__init__(path)
+        self.selection = selection
+        self.licence = selection.licence
+        self._names = [n for n in self._names if not any(fnmatch(n, pattern) for pattern in selection.skip)]
+
+    def fingerprint(self) -> str:
+        rules = (self.selection.group, self.selection.label, self.selection.split)
+        return f"{super().fingerprint()} {self.selection.name} {rules!r}"
+
+    def items(self) -> Iterator[Item]:
+        groups, labels, splits = (
+            self._values(what, rule)
+            for what, rule in (
+                ("patients", self.selection.group),
+                ("labels", self.selection.label),
+                ("splits", self.selection.split),
+            )
+        )
+        for name, content in self.contents():
+            item = Item(self._full(name), content, modality=self.selection.modality or "")
+            label = labels.get(name) if self.labels != "none" else None
+            split = _SPLITS.get(splits.get(name, "").lower(), "")
+            yield replace(item, label=label, split=split, group=groups.get(name, ""))
+
+    def _values(self, what: str, rule: Where) -> dict[str, str]:
+        """What a rule says of each file that it says something of.
+
+        Raises:
+            DataError: it says nothing of any file.
+        """
+        if rule.kind is None or (rule.kind == "dicom" and rule.pattern is None):
+            return {}
+        read = {"path": self._of_paths, "dicom": self._of_series, "folder": _of_folders}
+        read |= {"table": self._of_table, "lists": self._of_lists}
+        found = read[rule.kind](rule, [n for n in self.names() if is_image_name(n)])
+        if not found:
+            told = rule.pattern or rule.table or ", ".join(rule.lists.values()) or "folders"
+            origin = "" if self.selection.verified else ", which is from memory,"
+            message = f"{self.selection.name}: the rule of the catalog for its {what}{origin} finds none: {told}"
+            raise DataError(message, "give the folder as a plain source, with --group folder, file or path:REGEX")
+        return found
+
+    def _of_paths(self, rule: Where, names: list[str]) -> dict[str, str]:
+        matches = {n: re.search(rule.pattern or "", n) for n in names}
+        return {n: m[0] for n, m in matches.items() if m}
+
+    def _of_series(self, rule: Where, names: list[str]) -> dict[str, str]:
+        """The patient in a PatientID that holds more than that, by the series that a file lies in the folder of."""
+        patients = {s.url.split("/")[-2]: re.search(rule.pattern or "", s.patient) for s in self.selection.series}
+        matches = {n: patients.get(PurePosixPath(n).parts[0]) for n in names}
+        return {n: m[0] for n, m in matches.items() if m}
+
+    def _of_table(self, rule: Where, names: list[str]) -> dict[str, str]:
+        values: dict[str, str] = {}
+        for table in self._text(rule.table or ""):
+            rows = csv.DictReader(io.StringIO(table))
+            if not {rule.file, rule.column} <= set(rows.fieldnames or ()):
+                raise DataError(f"{self.selection.name}: {rule.table} has no columns {rule.file}, {rule.column}")
+            values |= {row[rule.file or ""]: row[rule.column or ""] or "" for row in rows}
+        return _of_files(values, names)
+
+    def _of_lists(self, rule: Where, names: list[str]) -> dict[str, str]:
+        values: dict[str, str] = {}
+        for split, pattern in rule.lists.items():
+            values |= {line.strip(): split for text in self._text(pattern) for line in text.splitlines()}
+        return _of_files(values, names)
+
+    def _text(self, pattern: str) -> list[str]:
+        """The content of all files of such a name."""
+        names = [n for n in self.names() if fnmatch(PurePosixPath(n).name, pattern)]
+        return [self.read_bytes(n).decode("utf-8-sig", errors="replace") for n in names]
+
+
+def _of_folders(rule: Where, names: list[str]) -> dict[str, str]:
+    return {n: PurePosixPath(n).parent.name for n in names if len(PurePosixPath(n).parts) > 1}
+
+
+def _of_files(values: dict[str, str], names: list[str]) -> dict[str, str]:
+    """The value of each file, which a table may name with its folders, without, or without its suffix."""
+    found = {}
+    for name in names:
+        path = PurePosixPath(name)
+        for key in (name, path.name, path.stem):
+            if values.get(key):
+                found[name] = values[key]
+                break
+    return found
