@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 from PIL import Image
 
+from ssl_mednet.data.sources import Item, Source
+from ssl_mednet.imaging.image import MedicalImage
 from ssl_mednet.imaging.phantoms import FAMILIES, phantom
 
 
@@ -61,3 +66,32 @@ def write_labelled(path: Path, splits: dict[str, list[Image.Image]]) -> Path:
                 table.append(f"images/{split}{i}.png,{'ab'[i % 2]},{split}")
         archive.writestr("labels.csv", "\n".join(table))
     return path
+
+
+class Stack(Item):
+    """An item whose slices know their volume; ``content`` is an npy of ``[N, H, W]``."""
+
+    def images(self, modality: str) -> Iterator[MedicalImage]:
+        assert isinstance(self.content, bytes)
+        for i, pixels in enumerate(np.load(io.BytesIO(self.content))):
+            yield MedicalImage(pixels[..., None], "mri", volume=self.name, index=i)
+
+
+class StackSource(Source):
+    """Volumes, each ``[N, H, W]`` uint8."""
+
+    def __init__(self, volumes: list[np.ndarray]) -> None:
+        super().__init__("stacks:")
+        self.volumes = volumes
+
+    def fingerprint(self) -> str:
+        return str([v.tobytes() for v in self.volumes])
+
+    def items(self) -> Iterator[Item]:
+        for i, volume in enumerate(self.volumes):
+            buffer = io.BytesIO()
+            np.save(buffer, volume)
+            yield Stack(f"stacks:{i}", buffer.getvalue())
+
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker cannot import this file

@@ -17,7 +17,7 @@ from ssl_mednet.errors import DataError, UserError
 
 
 def worlds() -> tuple[list[Image.Image], dict[str, list[Image.Image]]]:
-    """Pictures of a corpus, and an evaluation set: two test images and one of training are in it, one is a black one."""
+    """A corpus, and a set of which two test images and one for training are in it; both have black frames."""
     pictures = [picture(i, size=128) for i in range(16)]
     splits = {
         "train": [picture(i, size=128) for i in range(100, 107)] + [pictures[7]],

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from audit_helpers import COPIES, picture, real
+from PIL import Image
 
 from ssl_mednet.auditing import near
 from ssl_mednet.auditing.alike import CORRELATION, confirmed, pictures, similarity
@@ -21,6 +22,8 @@ from ssl_mednet.auditing.near import (
 )
 from ssl_mednet.auditing.records import records
 
+Row = tuple[int, ...]
+
 
 def hashes(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2**64, count, dtype=np.uint64)
@@ -33,9 +36,15 @@ def planted(of: np.ndarray, bits: int, seed: int) -> np.ndarray:
     return of ^ np.bitwise_or.reduce(np.uint64(1) << chosen, axis=1)
 
 
+def rows_of(pairs: Pairs) -> list[Row]:
+    return [*zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)]
+
+
 def pairs_of(parts: list[Pairs]) -> set[tuple[int, int, int]]:
     all_pairs = Pairs.joined(parts)
-    return set(zip(all_pairs.left.tolist(), all_pairs.right.tolist(), all_pairs.distance.astype(int).tolist()))
+    return set(
+        zip(all_pairs.left.tolist(), all_pairs.right.tolist(), all_pairs.distance.astype(int).tolist(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("flat", [10**6, 0], ids=["flat", "tables"])
@@ -61,9 +70,9 @@ def test_equal_digests_are_found_between_and_within() -> None:
     digests[:, :31] = 7  # they differ in the last byte alone
     digests[4, 31], digests[5, 31] = digests[1, 31], digests[1, 31]
     within = exact_within(digests)
-    assert [*zip(within.left, within.right)] == [(1, 4), (1, 5)]
+    assert rows_of(within) == [(1, 4), (1, 5)]
     between = exact_between(digests, digests[[3, 1]])
-    assert [*zip(between.left, between.right)] == [(3, 0), (1, 1), (4, 1), (5, 1)]
+    assert rows_of(between) == [(3, 0), (1, 1), (4, 1), (5, 1)]
     assert len(exact_between(digests[:1], digests[2:3])) == 0
 
 
@@ -73,9 +82,7 @@ def test_embeddings_above_the_cosine_are_found() -> None:
     right = left[:40]
     cosine = left @ right.T
     found = embedding_between(left, right, 0.4)
-    assert set(zip(found.left.tolist(), found.right.tolist())) == {
-        (int(i), int(j)) for i, j in np.argwhere(cosine >= 0.4)
-    }
+    assert set(rows_of(found)) == {(int(i), int(j)) for i, j in np.argwhere(cosine >= 0.4)}
     assert np.allclose(found.distance, 1 - cosine[found.left, found.right], atol=1e-5)
 
 
@@ -90,13 +97,11 @@ def test_planted_copies_are_found_and_others_are_not(copy: str, make_corpus) -> 
     mine, theirs = records(corpus), records(other)
     assert len(exact_between(mine.sha256, theirs.sha256)) == 0
     found = confirmed(near_between(mine.phash, theirs.phash), corpus, other)
-    assert {(i, i) for i in range(8)} <= set(zip(found.left.tolist(), found.right.tolist()))
+    assert {(i, i) for i in range(8)} <= set(rows_of(found))
     assert (found.right < 8).all()
 
 
 def test_pictures_without_contrast_are_no_evidence(make_corpus) -> None:
-    from PIL import Image
-
     noise = np.random.default_rng(0).normal(40, 1.5, (2, 96, 96)).astype(np.uint8)
     known = records(make_corpus([Image.new("L", (96, 96), 9), *map(Image.fromarray, noise), picture(0)]))
     assert known.clear.tolist() == [False, False, False, True]
@@ -109,7 +114,7 @@ def test_false_alarms_and_misses_on_real_x_rays(data_root: Path, make_corpus) ->
     images, groups = real(data_root, "kermany_cxr", 500)
     corpus = make_corpus(images)
     candidates = list(near_within(records(corpus).phash, RADIUS))
-    others = [p.of(np.array([groups[i] != groups[j] for i, j in zip(p.left, p.right)], bool)) for p in candidates]
+    others = [p.of(np.array([groups[i] != groups[j] for i, j in rows_of(p)], bool)) for p in candidates]
     assert sum(map(len, others)) > 40
     assert len(confirmed(iter(others), corpus, corpus)) == 0
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audit_helpers import jpeg, picture
+from audit_helpers import StackSource, jpeg, picture
 from PIL import Image
 from test_text import written
 
 from ssl_mednet.auditing.quality import MARKS, Mark, curate, read_marks, thin
-from ssl_mednet.data.corpus import Corpus
+from ssl_mednet.data.corpus import Corpus, CorpusSpec
 from ssl_mednet.errors import DataError
 from ssl_mednet.ingesting.hashes import perceptual_hash
-from ssl_mednet.ingesting.run import ingest
+from ssl_mednet.ingesting.run import ingest, ingest_opened
 from ssl_mednet.pretraining.run import recipe_rows
 from ssl_mednet.recipe import load_recipe
 
@@ -59,11 +59,11 @@ def test_marks_name_the_reason(make_corpus) -> None:
 
 
 def test_slices_of_a_volume_are_thinned_and_not_called_copies(tmp_path: Path) -> None:
-    nibabel = pytest.importorskip("nibabel")
     still, moving = (np.asarray(picture(i, "mri", 64), dtype=np.int16) for i in (0, 1))
-    stack = np.stack([still + (moving - still) * i // 60 for i in range(20)], axis=-1)
-    nibabel.save(nibabel.Nifti1Image(stack, np.eye(4)), tmp_path / "volume.nii.gz")
-    corpus = Corpus(ingest(tmp_path / "volume.nii.gz", tmp_path / "corpus", workers=1, quiet=True).folder)
+    stack = np.stack([still + (moving - still) * i // 60 for i in range(20)]).astype(np.uint8)
+    corpus = Corpus(
+        ingest_opened([StackSource([stack])], tmp_path / "corpus", CorpusSpec("gray", 64), quiet=True).folder
+    )
     assert len(corpus) == 20
     assert curate(corpus, quiet=True).counts() == {"exact": 0, "near": 0, "empty": 0, "redundant": 0, "text": 0}
     assert curate(corpus, keep_ratio=0.3, quiet=True).counts()["redundant"] == 14
