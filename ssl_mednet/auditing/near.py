@@ -1,7 +1,7 @@
 """Pairs of images that are one image: by equal pixels, by perceptual hashes, by embeddings.
 
 Only candidates come out of hashes: same views of different patients have near hashes too. Of 1,500 chest X-rays, 42 %
-have another patient's hash within 10 bits, and 16 % within 8. :mod:`ssl_mednet.auditing.alike` decides by the pixels.
+have another image's hash within 10 bits, and 16 % within 8. :mod:`ssl_mednet.auditing.alike` decides by the pixels.
 """
 
 from __future__ import annotations

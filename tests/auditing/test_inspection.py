@@ -105,7 +105,7 @@ def test_the_verbs_say_it_too(corpus: Corpus, tmp_path: Path) -> None:
     audited = CliRunner().invoke(app, arguments)
     assert audited.exit_code == 0, audited.output
     assert len(re.findall(r"^phantoms.* (?:train|val|test) ", audited.output, re.MULTILINE)) == 3
-    assert re.search(r"not audited: .*in both train and test", audited.output), "the planted patient"
+    assert re.search(r"not audited: .*groups .* are in both", audited.output), "the planted patient"
     assert (tmp_path / "audit.csv").read_text().startswith("dataset,split,row,corpus_row,kind,distance")
     with pytest.raises(DataError, match="no corpus"):
         inspect(tmp_path)
