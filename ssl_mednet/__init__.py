@@ -16,6 +16,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ssl_mednet.auditing.audit import audit
+    from ssl_mednet.auditing.inspection import inspect
+    from ssl_mednet.auditing.quality import curate
     from ssl_mednet.backbones.artifact import load_backbone
     from ssl_mednet.contact_sheet import preview
     from ssl_mednet.evaluation.run import evaluate
@@ -25,12 +28,26 @@ if TYPE_CHECKING:
     from ssl_mednet.reporting.build import report
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "ingest", "load_backbone", "pretrain", "preview", "register_method", "report"]
+__all__ = [
+    "audit",
+    "curate",
+    "evaluate",
+    "ingest",
+    "inspect",
+    "load_backbone",
+    "pretrain",
+    "preview",
+    "register_method",
+    "report",
+]
 
 # Imported when first used: `ssl-mednet --help` must not wait for torch.
 _WHERE = {
+    "audit": "ssl_mednet.auditing.audit",
+    "curate": "ssl_mednet.auditing.quality",
     "evaluate": "ssl_mednet.evaluation.run",
     "ingest": "ssl_mednet.ingesting.run",
+    "inspect": "ssl_mednet.auditing.inspection",
     "load_backbone": "ssl_mednet.backbones.artifact",
     "pretrain": "ssl_mednet.pretraining.run",
     "preview": "ssl_mednet.contact_sheet",

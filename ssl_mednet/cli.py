@@ -23,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 # Options that take several values, as in `--weights RUN random:resnet18`; the parser knows repeated options only.
-_SEVERAL = ("--weights", "--data")
+_SEVERAL = ("--weights", "--data", "--against")
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 Overrides = Annotated[
@@ -283,6 +283,73 @@ def ingest(
     print(f"corpus: {summary.folder}")
 
 
+@app.command()
+def inspect(
+    corpus: Annotated[Path, typer.Argument(help="Folder of a corpus.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A page with pictures, .html.")] = None,
+) -> None:
+    """Show what a corpus holds: counts, sizes, intensities, copies, groups, and what its licences allow.
+
+    [bold]Example[/bold]
+
+    ssl-mednet inspect corpora/gray --out gray.html
+    """
+    from ssl_mednet.auditing.inspection import inspect as run
+    from ssl_mednet.auditing.inspection_page import write_page
+
+    found = run(corpus)
+    print("\n".join(found.lines()))
+    if out is not None:
+        print(f"page: {write_page(found, out)}")
+
+
+@app.command()
+def audit(
+    corpus: Annotated[Path, typer.Argument(help="Folder of a corpus.")],
+    against: Annotated[list[str], typer.Option("--against", "-a", help="Suites (.yaml) or labelled sets.")],
+    weights: Annotated[
+        str | None, typer.Option("--weights", "-w", help="Compare embeddings too: a run, a backbone, random:NAME.")
+    ] = None,
+    cosine: Annotated[float, typer.Option(min=0, max=1, help="Of embeddings: from where it is reported.")] = 0.98,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="All pairs as a table, .csv.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """List which images of evaluation sets are in a corpus, exact and near.
+
+    [bold]Example[/bold]
+
+    ssl-mednet audit corpora/gray --against gray.yaml brain.zip --out audit.csv
+    """
+    from ssl_mednet.auditing.audit import audit as run
+
+    report = run(corpus, against, weights, cosine=cosine, quiet=quiet)
+    print("\n".join(report.lines()))
+    if out is not None:
+        report.write(out)
+        print(f"pairs: {out}")
+
+
+@app.command()
+def curate(
+    corpus: Annotated[Path, typer.Argument(help="Folder of a corpus.")],
+    keep_ratio: Annotated[float, typer.Option(help="Share of the slices of each volume that stays.")] = 1.0,
+    quiet: Quiet = False,
+) -> None:
+    """Mark copies, empty frames, redundant slices and burnt-in text.
+
+    With data.keep=good, pretrain leaves out all of these but text.
+
+    [bold]Example[/bold]
+
+    ssl-mednet curate corpora/gray --keep-ratio 0.3
+    """
+    from ssl_mednet.auditing.quality import curate as run
+
+    quality = run(corpus, keep_ratio, quiet)
+    print(", ".join(f"{name} {count}" for name, count in quality.counts().items()))
+    print(f"good: {int(quality.keep.sum())} of {len(quality.keep)} images; train on them with data.keep=good")
+
+
 @app.command("list")
 def list_(
     what: Annotated[What, typer.Argument(help="What to list.")],
@@ -305,7 +372,7 @@ def expand_several(arguments: list[str]) -> list[str]:
     option, values = "", 0
     for argument in arguments:
         if argument.startswith("-"):
-            long = {"-w": "--weights", "-d": "--data"}.get(argument, argument)
+            long = {"-w": "--weights", "-d": "--data", "-a": "--against"}.get(argument, argument)
             option, values = (long, 0) if long in _SEVERAL else ("", 0)
             expanded.append(argument)
         elif option and values and not _OVERRIDE.match(argument):

@@ -21,7 +21,7 @@ from ssl_mednet.draws import Draws
 from ssl_mednet.errors import UserError
 from ssl_mednet.imaging.modality import BY_CODE
 from ssl_mednet.methods import METHODS
-from ssl_mednet.pretraining.run import build_views, recipe_corpus
+from ssl_mednet.pretraining.run import build_views, recipe_corpus, recipe_rows
 from ssl_mednet.recipe import load_recipe
 
 SHOWN = 128  # side of a picture on the page, pixels
@@ -90,7 +90,7 @@ def make_sheets(recipe: Any, corpus: Corpus, images: int, step: int) -> list[She
     method = METHODS.get(recipe.method.name)
     channels = 1 if corpus.channels == "gray" else 3
     maker = build_views(recipe, method.views, (0.0,) * channels, (1.0,) * channels)
-    candidates = corpus.rows(recipe.data.split)
+    candidates = recipe_rows(recipe, corpus)
     codes = corpus.batch(candidates[: 64 * images]).modality.numpy()
     rows = np.concatenate([candidates[np.flatnonzero(codes == code)[:images]] for code in np.unique(codes)])
     batch = corpus.batch(rows)

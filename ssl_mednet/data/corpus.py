@@ -89,9 +89,9 @@ class Corpus:
         self.channels: str = self.meta["channels"]
         self.classes: list[str] = self.meta["classes"]
         # One after the other: tables of several columns would be in memory beside what is made of them.
-        self._codec, self.modality, self._bits, self.split = map(self._numbers, ("codec", "modality", "bits", "split"))
-        self._size = np.stack([self._numbers("height"), self._numbers("width")], axis=1)
-        self._window = self._numbers("window")
+        self._codec, self.modality, self._bits, self.split = map(self.numbers, ("codec", "modality", "bits", "split"))
+        self._size = np.stack([self.numbers("height"), self.numbers("width")], axis=1)
+        self._window = self.numbers("window")
         self._canvas = tuple(int(side) for side in self._size.max(axis=0))
         self._depth = np.uint8 if (self._bits == 8).all() else np.uint16
         self._alike = bool(
@@ -105,13 +105,14 @@ class Corpus:
     def __len__(self) -> int:
         return len(self._codec)
 
-    def _read(self, column: str) -> pa.ChunkedArray:
+    def column(self, column: str) -> pa.ChunkedArray:
+        """A column as it is stored; see :func:`~ssl_mednet.data.schema.schema`."""
         _Process.check()
         return self._dataset.to_table(columns=[column])[column]
 
-    def _numbers(self, column: str) -> np.ndarray:
+    def numbers(self, column: str) -> np.ndarray:
         """A column of numbers ``[N]``, or of lists of one length ``[N, length]``."""
-        read = self._read(column)
+        read = self.column(column)
         length = read.type.list_size if pa.types.is_fixed_size_list(read.type) else 0
         parts = [(chunk.flatten() if length else chunk).to_numpy(zero_copy_only=False) for chunk in read.chunks]
         return np.concatenate(parts).reshape((-1, length) if length else -1)
@@ -119,7 +120,7 @@ class Corpus:
     @cached_property
     def label(self) -> np.ndarray:
         """Class number of each row (-1: none), or ``[N, L]`` of 0 and 1 where a row may have several findings."""
-        return _encode(self._read("label"), self.classes, self.meta["multilabel"])
+        return _encode(self.column("label"), self.classes, self.meta["multilabel"])
 
     @cached_property
     def group(self) -> np.ndarray:
@@ -127,12 +128,12 @@ class Corpus:
 
         Stored are keyed hashes; the identifier itself never is.
         """
-        return _numbered(self._numbers("group"))
+        return _numbered(self.numbers("group"))
 
     @cached_property
     def source(self) -> np.ndarray:
         """Number of each row's source, in the order in which they were ingested."""
-        encoded = self._read("source").combine_chunks().dictionary_encode()
+        encoded = self.column("source").combine_chunks().dictionary_encode()
         encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
         return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
 
@@ -144,7 +145,7 @@ class Corpus:
 
     def statistics(self, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel over the pixels of these rows, in [0, 1] units."""
-        moments = self._numbers("moments")[rows].mean(axis=0, dtype=np.float64)
+        moments = self.numbers("moments")[rows].mean(axis=0, dtype=np.float64)
         first, second = moments.reshape(2, -1)
         std = np.sqrt(np.maximum(second - first**2, 1e-4))
         return tuple(map(float, first.round(6))), tuple(map(float, std.round(6)))

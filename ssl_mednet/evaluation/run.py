@@ -87,7 +87,7 @@ def evaluate(
         kind = channels if section.channels == "auto" else section.channels
         try:
             loaded = list(load_weights(names, kind, plan.image_size, plan.seeds[0]))
-            task = _open(section, kind, plan, quiet)
+            task = open_set(section, kind, plan, quiet)
         except (ArtifactError, DataError) as error:
             failed[section.source] = error
             log.warning("%s is left out: %s", section.source, error)
@@ -103,7 +103,8 @@ def evaluate(
     return Results(rows, folder / RESULTS, comparisons, {k: str(e) for k, e in failed.items()})
 
 
-def _open(section: SetSection, channels: str, plan: Suite, quiet: bool) -> LabelledSet:
+def open_set(section: SetSection, channels: str, plan: Suite, quiet: bool) -> LabelledSet:
+    """A set of a suite, as images of these channels."""
     spec = CorpusSpec(channels, plan.store_size, modality=section.modality, convert=section.convert)
     return open_labelled(locate(section.source, plan.root), spec, quiet, ordinal=section.ordinal)
 

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -26,7 +27,7 @@ from ssl_mednet.backbones.artifact import Preprocessing, save_backbone
 from ssl_mednet.backbones.factory import backbone_args, backbone_kind, create_backbone
 from ssl_mednet.data.corpus import QUARANTINE, Corpus, CorpusSpec, open_corpus
 from ssl_mednet.data.loader import BatchStream
-from ssl_mednet.errors import RecipeError, UserError
+from ssl_mednet.errors import DataError, RecipeError, UserError
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
 from ssl_mednet.methods import METHODS, Method, View
 from ssl_mednet.pretraining.module import PretrainModule
@@ -92,16 +93,19 @@ def pretrain(
     plan = load_recipe(recipe, said)
     folder = _run_folder(plan, out, resume)
     corpus = recipe_corpus(plan, quiet)
-    plan = _with_length(plan, len(corpus.rows(plan.data.split)))
+    rows = recipe_rows(plan, corpus)
+    plan = _with_length(plan, len(rows))
     _check_same(plan, folder)
+    held_out = _held_out(plan, corpus, rows, quiet)
     with _quiet_libraries(), torch.random.fork_rng():
-        return _run(plan, corpus, folder, quiet)
+        return _run(plan, corpus, rows, held_out, folder, quiet)
 
 
-def _run(recipe: Recipe, corpus: Corpus, folder: Path, quiet: bool) -> Result:
+def _run(
+    recipe: Recipe, corpus: Corpus, rows: np.ndarray, held_out: dict[str, Any], folder: Path, quiet: bool
+) -> Result:
     steps = recipe.train.steps
     assert steps is not None
-    rows = corpus.rows(recipe.data.split)
     mean, std = corpus.statistics(rows)
     batch_size = recipe.optim.batch_size // recipe.optim.accumulate
     stream = BatchStream(corpus, rows, batch_size, recipe.train.seed, sampling=recipe.data.sampling)
@@ -127,7 +131,7 @@ def _run(recipe: Recipe, corpus: Corpus, folder: Path, quiet: bool) -> Result:
         step = trainer.global_step
         hint = f"go on with `ssl-mednet pretrain --resume --out {folder}`"
         raise Stopped(f"stopped at step {step} of {steps}, checkpoint written", hint)
-    _save(recipe, corpus, module, folder, mean, std)
+    _save(recipe, corpus, rows, held_out, module, folder, mean, std)
     return Result(folder, steps, len(rows), corpus.meta["skipped"], bar.images_per_second, policies)
 
 
@@ -161,6 +165,31 @@ def recipe_corpus(recipe: Recipe, quiet: bool) -> Corpus:
     data = recipe.data
     spec = CorpusSpec(data.channels, data.store_size or 2 * data.image_size, data.modality, data.convert)
     return open_corpus(data.source, spec, quiet)
+
+
+def recipe_rows(recipe: Recipe, corpus: Corpus) -> np.ndarray:
+    """The rows of its corpus that a recipe pretrains on.
+
+    Raises:
+        DataError: only good rows are wanted and nobody has marked them, or none is left.
+    """
+    rows = corpus.rows(recipe.data.split)
+    if recipe.data.keep == "good":
+        from ssl_mednet.auditing.quality import read_marks
+
+        rows = rows[read_marks(corpus).keep[rows]]
+        if not len(rows):
+            raise DataError(f"{corpus.folder}: none of its rows is good", "data.keep=all trains on all of them")
+    return rows
+
+
+def _held_out(recipe: Recipe, corpus: Corpus, rows: np.ndarray, quiet: bool) -> dict[str, Any]:
+    """What is known of the test images of the suite that the recipe names; empty where it names none."""
+    if not recipe.data.held_out:
+        return {}
+    from ssl_mednet.auditing.audit import refuse
+
+    return refuse(corpus, recipe.data.held_out, recipe.data.allow_contamination, rows, quiet)
 
 
 def _with_length(recipe: Recipe, images: int) -> Recipe:
@@ -279,13 +308,14 @@ def _write_header(recipe: Recipe, folder: Path, corpus: Corpus, policies: dict[s
 def _save(
     recipe: Recipe,
     corpus: Corpus,
+    rows: np.ndarray,
+    held_out: dict[str, Any],
     module: PretrainModule,
     folder: Path,
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> None:
     preprocessing = Preprocessing(recipe.data.channels, recipe.data.image_size, mean, std)
-    rows = corpus.rows(recipe.data.split)
     provenance = {
         "recipe": recipe.model_dump(mode="json"),
         "steps": recipe.train.steps,
@@ -294,6 +324,7 @@ def _save(
             "images": len(rows),
             "modalities": corpus.modalities(rows),
             "fingerprint": corpus.meta["fingerprint"],
+            "held_out": held_out,
         },
     }
     encoder = module.method.encoder

@@ -1,0 +1,141 @@
+"""Contamination: what of an evaluation set is in a corpus, and the run that will not start on it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from audit_helpers import COPIES, picture, write_labelled
+from PIL import Image
+
+from ssl_mednet import pretrain
+from ssl_mednet.auditing import audit as audit_module
+from ssl_mednet.auditing.audit import ContaminationError, audit
+from ssl_mednet.errors import DataError, UserError
+
+
+def worlds() -> tuple[list[Image.Image], dict[str, list[Image.Image]]]:
+    """A corpus, and a set of which two test images and one for training are in it; both have black frames."""
+    pictures = [picture(i, size=128) for i in range(16)]
+    splits = {
+        "train": [picture(i, size=128) for i in range(100, 107)] + [pictures[7]],
+        "val": [picture(i, size=128) for i in range(200, 204)],
+        "test": [picture(i, size=128) for i in range(300, 304)] + [pictures[3], COPIES["jpeg"](pictures[5])],
+    }
+    black = Image.new("L", (128, 128))
+    return [*pictures, black], {name: [*images, black] for name, images in splits.items()}
+
+
+def suite_of(tmp_path: Path, source: Path) -> Path:
+    path = tmp_path / "suite.yaml"
+    path.write_text(f"name: held\nsets:\n  - {{source: {source}, channels: gray}}\n")
+    return path
+
+
+def test_contamination_is_counted_by_split_and_listed_by_row(make_corpus, tmp_path: Path) -> None:
+    pictures, splits = worlds()
+    corpus = make_corpus(pictures)
+    report = audit(corpus, [write_labelled(tmp_path / "labelled.zip", splits)], quiet=True)
+    counts = {c.split: (c.images, c.exact, c.near, c.embedding) for c in report.counts}
+    assert counts == {"train": (9, 1, 0, 0), "val": (5, 0, 0, 0), "test": (7, 1, 1, 0)}
+    assert {c.split: round(c.share, 3) for c in report.counts}["test"] == round(2 / 7, 3)
+    report.write(tmp_path / "out" / "audit.csv")
+    with (tmp_path / "out" / "audit.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(r["split"], int(r["corpus_row"]), r["kind"]) for r in rows} == {
+        ("train", 7, "exact"),
+        ("test", 3, "exact"),
+        ("test", 5, "near"),
+    }
+    assert ".png" not in (tmp_path / "out" / "audit.csv").read_text(), "names of files may be identifiers"
+    assert all(len(line) <= 80 for line in report.lines())
+
+
+def test_a_suite_is_audited_set_by_set_and_says_what_it_could_not_open(make_corpus, tmp_path: Path) -> None:
+    pictures, splits = worlds()
+    source = write_labelled(tmp_path / "labelled.zip", splits)
+    suite = suite_of(tmp_path, source)
+    suite.write_text(suite.read_text() + "  - {source: nowhere.zip, channels: gray}\n")
+    report = audit(make_corpus(pictures), [suite], quiet=True)
+    assert len(report.counts) == 3
+    assert list(report.failed) == ["nowhere.zip"]
+    assert "not audited" in report.lines()[-1]
+    with pytest.raises(DataError, match="nowhere"):
+        audit(make_corpus(pictures), ["nowhere.zip"], quiet=True)
+
+
+def test_the_second_audit_reads_no_pixels(make_corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, splits = worlds()
+    corpus, source = make_corpus(pictures), write_labelled(tmp_path / "labelled.zip", splits)
+    first = audit(corpus, [source], quiet=True)
+    monkeypatch.setattr(audit_module, "_find", lambda *_: pytest.fail("found again"))
+    assert audit(corpus, [source], quiet=True) == first
+
+
+def test_embeddings_find_what_hashes_cannot(make_corpus, tmp_path: Path) -> None:
+    pictures, splits = worlds()
+    turned = pictures[9].transpose(Image.Transpose.ROTATE_180)
+    splits["test"].append(turned)
+    source, corpus = write_labelled(tmp_path / "labelled.zip", splits), make_corpus(pictures)
+    assert audit(corpus, [source], quiet=True).counts[2].near == 1
+    report = audit(corpus, [source], "baseline:histogram", cosine=0.9999, quiet=True)
+    test = report.counts[2]
+    assert (test.exact, test.near, test.embedding) == (1, 1, 1), "a histogram does not see which way is up"
+    assert any(m.kind == "embedding" and m.corpus_row == 9 for m in report.matches)
+
+
+RECIPE = {
+    "name": "held",
+    "backbone": {"name": "test_resnet"},
+    "method": {"name": "simclr"},
+    "optim": {"batch_size": 8},
+    "train": {"steps": 1, "device": "cpu", "precision": "float32"},
+    "monitor": {"pictures": 0},
+}
+
+
+def recipe(corpus: Path, suite: Path, **data: object) -> dict[str, object]:
+    section = {"source": str(corpus), "channels": "gray", "image_size": 32, "held_out": str(suite), **data}
+    return {**RECIPE, "data": section}
+
+
+def test_training_on_test_images_is_refused_and_an_override_is_recorded(make_corpus, tmp_path: Path) -> None:
+    pictures, splits = worlds()
+    corpus = make_corpus(pictures)
+    suite = suite_of(tmp_path, write_labelled(tmp_path / "labelled.zip", splits))
+    with pytest.raises(ContaminationError, match=r"labelled 2 of 7 \(1 exact, 1 near\)") as caught:
+        pretrain(recipe(corpus.folder, suite), out=tmp_path / "refused", quiet=True)
+    assert isinstance(caught.value, UserError)
+    assert "data.allow_contamination=true" in caught.value.hint
+    assert not (tmp_path / "refused").exists()
+    run = pretrain(recipe(corpus.folder, suite, allow_contamination=True), out=tmp_path / "run", quiet=True)
+    said = json.loads((run.folder / "backbone" / "config.json").read_text())["ssl_mednet"]["data"]["held_out"]
+    assert said == {
+        "suite": "suite.yaml",
+        "test_images": 7,
+        "exact": 1,
+        "near": 1,
+        "not_audited": [],
+        "contamination_allowed": True,
+    }
+
+
+def test_a_clean_corpus_trains_and_the_training_split_of_the_set_itself_is_clean(tmp_path: Path) -> None:
+    _, splits = worlds()
+    source = write_labelled(tmp_path / "labelled.zip", splits)
+    suite = suite_of(tmp_path, source)
+    run = pretrain(recipe(source, suite), out=tmp_path / "run", quiet=True)
+    said = json.loads((run.folder / "backbone" / "config.json").read_text())["ssl_mednet"]["data"]["held_out"]
+    assert (said["exact"], said["near"], said["contamination_allowed"]) == (0, 0, False)
+    with pytest.raises(ContaminationError, match="6 of 7"):
+        pretrain(recipe(source, suite, split="all"), out=tmp_path / "all", quiet=True)
+
+
+def test_a_suite_that_cannot_be_opened_proves_nothing(make_corpus, tmp_path: Path) -> None:
+    pictures, splits = worlds()
+    suite = suite_of(tmp_path, write_labelled(tmp_path / "labelled.zip", {**splits, "test": splits["val"]}))
+    suite.write_text(suite.read_text() + "  - {source: nowhere.zip, channels: gray}\n")
+    with pytest.raises(DataError, match="not all of it can be audited"):
+        pretrain(recipe(make_corpus(pictures).folder, suite), out=tmp_path / "run", quiet=True)
