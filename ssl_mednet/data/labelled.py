@@ -69,7 +69,7 @@ def open_labelled(source: str | Path, spec: CorpusSpec, quiet: bool = False, *, 
     """
     corpus = open_corpus(source, spec, quiet)
     labels, name = corpus.label, Path(str(source).split("?")[0]).name.split(".")[0]
-    has_label = (labels >= 0).all(axis=1) if labels.ndim == 2 else labels >= 0
+    has_label = np.asarray((labels >= 0).all(axis=1) if labels.ndim == 2 else labels >= 0)
     if not has_label.any() or not corpus.classes:
         hint = "a labels.csv with path,label, one folder a class, or an npz with train_labels"
         raise DataError(f"{source}: has no labels to evaluate on", hint)

@@ -1,4 +1,4 @@
-"""``catalog:ID`` and ``idc:COLLECTION`` among the sources of an ingest: fetched where that may be, read by their rules."""
+"""``catalog:ID`` and ``idc:COLLECTION`` among the sources of an ingest: fetched where that may be, by their rules."""
 
 from __future__ import annotations
 
