@@ -183,7 +183,8 @@ def model_card(config: dict[str, Any]) -> str:
     ours, pre = config["ssl_mednet"], config["ssl_mednet"]["preprocessing"]
     data, recipe = ours.get("data", {}), ours.get("recipe", {})
     method = recipe.get("method", {}).get("name", "unknown")
-    licence = data.get("licence") or "not stated by the source; check it before you publish these weights"
+    licences = ", ".join(f"{licence} ({count} images)" for licence, count in data.get("licences", {}).items())
+    publishing = "\n".join(f"- {line}" for line in data.get("publishing", ["Check the licences of the data first."]))
     return f"""---
 library_name: timm
 tags: [medical-imaging, self-supervised, {pre["channels"]}]
@@ -198,7 +199,7 @@ tags: [medical-imaging, self-supervised, {pre["channels"]}]
 | normalisation | mean {[round(m, 4) for m in pre["mean"]]}, std {[round(s, 4) for s in pre["std"]]} |
 | output | {config["num_features"]} features |
 | trained on | {data.get("source", "unknown")}: {data.get("images", "?")} images |
-| licence of the data | {licence} |
+| licences of the data | {licences or "not stated"} |
 | steps | {ours.get("steps", "?")} |
 | sha256 | `{ours.get("sha256", "")}` |
 
@@ -210,6 +211,10 @@ from ssl_mednet import load_backbone  # or with the preprocessing attached
 model = load_backbone("PATH_OF_THIS_FOLDER")
 features = model(model.preprocessing(images))  # images [B, C, H, W] in [0, 1]
 ```
+
+## May these weights be published?
+
+{publishing}
 
 Not a medical device; not for diagnosis. Evaluate on your own data before you draw conclusions.
 """

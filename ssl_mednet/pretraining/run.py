@@ -25,6 +25,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from ssl_mednet.augment.views import ViewMaker
 from ssl_mednet.backbones.artifact import Preprocessing, save_backbone
 from ssl_mednet.backbones.factory import backbone_args, backbone_kind, create_backbone
+from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
 from ssl_mednet.data.corpus import QUARANTINE, Corpus, CorpusSpec, open_corpus
 from ssl_mednet.data.loader import BatchStream
 from ssl_mednet.errors import DataError, RecipeError, UserError
@@ -316,6 +317,8 @@ def _save(
     std: tuple[float, ...],
 ) -> None:
     preprocessing = Preprocessing(recipe.data.channels, recipe.data.image_size, mean, std)
+    licences = Counter(corpus.column("licence").take(rows).to_pylist())
+    verdict = roll_up(licences)
     provenance = {
         "recipe": recipe.model_dump(mode="json"),
         "steps": recipe.train.steps,
@@ -325,6 +328,8 @@ def _save(
             "modalities": corpus.modalities(rows),
             "fingerprint": corpus.meta["fingerprint"],
             "held_out": held_out,
+            "licences": {licence or "not stated": count for licence, count in licences.most_common()},
+            "publishing": [verdict.sentence, *verdict.conditions, DISCLAIMER],
         },
     }
     encoder = module.method.encoder

@@ -11,8 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ssl_mednet import load_backbone, pretrain
@@ -140,6 +142,22 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_with_another_recip
 def test_runs_without_a_name_of_their_own_do_not_collide() -> None:
     folders = [pretrain(SMALL, overrides=["train.steps=1"], quiet=True).folder for _ in range(2)]
     assert folders == [Path("runs/small"), Path("runs/small-2")]
+
+
+def test_the_card_says_under_which_licences_the_images_came_and_what_that_means(tmp_path: Path) -> None:
+    from ssl_mednet import ingest
+
+    rng, folder = np.random.default_rng(0), tmp_path / "scans"
+    folder.mkdir()
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 255, (32, 32), np.uint8)).save(folder / f"{i}.png")
+    corpus = ingest(folder, tmp_path / "corpus", licence="CC-BY-NC-4.0", quiet=True).folder
+    ingest("phantoms:gray?n=10&size=32", corpus, quiet=True)
+    run = pretrain(SMALL, data=corpus, out=tmp_path / "run", quiet=True, overrides=["data.split=all"])
+    card = (run.folder / "backbone" / "README.md").read_text()
+    assert "CC-BY-NC-4.0 (12 images), CC0-1.0 (10 images)" in card
+    assert "no commercial use" in card
+    assert "not legal advice" in card
 
 
 def test_resume_without_a_checkpoint_starts(tmp_path: Path) -> None:

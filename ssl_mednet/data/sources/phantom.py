@@ -19,6 +19,8 @@ class PhantomSource(Source):
     The split of an index is fixed (7 of 10 train, 1 val, 2 test), so a pretraining never sees what it is tested on.
     """
 
+    licence = "CC0-1.0"  # nobody's images: made from physics by this package
+
     def __init__(self, spec: str) -> None:
         super().__init__(spec)
         family, options = parse_spec(spec, {"n": "4000", "seed": "0", "size": "64", "label": "lesion"})
