@@ -26,12 +26,12 @@ def ssl_mednet(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("verb", ["", "pretrain", "evaluate", "preview", "list"])
+@pytest.mark.parametrize("verb", ["", "pretrain", "evaluate", "ingest", "preview", "list"])
 def test_every_verb_explains_itself(verb: str) -> None:
     result = ssl_mednet(*filter(None, [verb]), "--help")
     assert result.returncode == 0
     assert "Usage" in result.stdout
-    if verb in ("pretrain", "evaluate", "preview"):
+    if verb in ("pretrain", "evaluate", "ingest", "preview"):
         assert "Examples" in result.stdout
 
 
@@ -49,6 +49,24 @@ def test_the_whole_way_from_the_command_line(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "results.json").read_text())) == 4
 
 
+def test_a_corpus_is_made_added_to_and_pretrained_on(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"")
+    out = str(tmp_path / "corpus")
+    done = ssl_mednet("ingest", "phantoms:gray?n=40", str(tmp_path / "*.png"), "--out", out, "--size", "32")
+    assert done.returncode == 0, done.stderr
+    assert "ingested: 40 images, 40 in all" in done.stdout
+    assert "quarantined 1 files" in done.stdout
+    again = ssl_mednet("ingest", "phantoms:gray?n=40", str(tmp_path / "*.png"), "--out", out, "--size", "32")
+    assert "was there already: 40 images" in again.stdout
+    more = ssl_mednet("ingest", "phantoms:gray?n=9&seed=1", "--out", out, "--size", "32", "--source", "more")
+    assert "ingested: 9 images, 49 in all" in more.stdout
+    recipe = ("--recipe", "simclr_gray.yaml", "--out", str(tmp_path / "run"), *SMALL[1:], "train.steps=2")
+    run = ssl_mednet("pretrain", *recipe, "--data", out, "data.sampling=balanced")
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "run" / "quarantine.csv").read_text().count("broken.png") == 1
+    assert "sampling: balanced" in (tmp_path / "run" / "recipe.yaml").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -60,6 +78,8 @@ def test_the_whole_way_from_the_command_line(tmp_path: Path) -> None:
         (["evaluate", "--weights", "nowhere", "--data", "phantoms:gray"], 4, "nowhere: no such folder"),
         (["evaluate", "--data", "phantoms:gray"], 2, "nothing to evaluate"),
         (["list", "backbones", "*nothing*"], 2, "matches"),
+        (["ingest", "no/such/folder", "--out", "corpus"], 3, "no/such/folder: no such file"),
+        (["ingest", "phantoms:gray?n=3", "--out", "corpus", "--engine", "rey"], 3, "did you mean 'ray'"),
     ],
 )
 def test_a_mistake_is_one_line_and_an_exit_code(arguments: list[str], code: int, says: str) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +47,13 @@ class _Process:
 
 
 os.register_at_fork(after_in_child=_Process.after_fork)
+
+
+class Fetched(NamedTuple):
+    """Stored bytes of rows, the rows in ascending order."""
+
+    rows: np.ndarray
+    blobs: list[np.ndarray]
 
 
 class Corpus:
@@ -147,55 +155,66 @@ class Corpus:
         codes, counts = np.unique(self.modality[rows], return_counts=True)
         return {BY_CODE[int(c)].name: int(n) for c, n in zip(codes, counts, strict=True)}
 
-    def batch(self, rows: np.ndarray) -> ImageBatch:
-        """These rows, side by side on a canvas that is the same for every batch of the corpus."""
+    def fetch(self, rows: np.ndarray) -> Fetched:
+        """The stored bytes of some rows, each once, read in the order of the disk.
+
+        A read costs as much as decoding some hundred small images, so streams fetch several batches at a time.
+        """
+        _Process.check()
+        wanted = np.unique(rows)
+        if not len(wanted):
+            return Fetched(wanted, [])
+        if not 0 <= wanted[0] <= wanted[-1] < len(self):
+            raise IndexError(f"rows {wanted[0]} to {wanted[-1]} of a corpus of {len(self)}")
+        return Fetched(wanted, list(_blobs(self._dataset.take(wanted, columns=["image"])["image"])))
+
+    def batch(self, rows: np.ndarray, fetched: Fetched | None = None) -> ImageBatch:
+        """These rows, side by side on a canvas that is the same for every batch of the corpus.
+
+        Args:
+            rows: positions, in any order, also several times.
+            fetched: what :meth:`fetch` read of these and maybe of other rows.
+        """
         rows = np.asarray(rows, dtype=np.int64)
         return ImageBatch(
-            torch.from_numpy(self._pixels(rows)),
+            torch.from_numpy(self._pixels(rows, fetched or self.fetch(rows))),
             torch.from_numpy(self._size[rows].astype(np.int64)),
             torch.from_numpy(self._window[rows]),
             torch.from_numpy(self.modality[rows].astype(np.int64)),
             torch.from_numpy(rows),
         )
 
-    def _pixels(self, rows: np.ndarray) -> np.ndarray:
-        """``[B, C, H, W]`` of some rows; each is fetched once, in the order of the disk."""
-        _Process.check()
-        wanted, places = np.unique(rows, return_inverse=True)
-        if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < len(self):
-            raise IndexError(f"rows {wanted[0]} to {wanted[-1]} of a corpus of {len(self)}")
+    @property
+    def canvas_bytes(self) -> int:
+        """What an image takes in a batch."""
+        return int(np.prod(self._canvas)) * CHANNEL_COUNT[self.channels] * np.dtype(self._depth).itemsize
+
+    def _pixels(self, rows: np.ndarray, fetched: Fetched) -> np.ndarray:
+        """``[B, C, H, W]`` of some rows."""
+        blobs = [fetched.blobs[place] for place in np.searchsorted(fetched.rows, rows)]
         channels = CHANNEL_COUNT[self.channels]
-        fetched = self._dataset.take(wanted, columns=["image"])["image"].combine_chunks() if len(wanted) else []
         if self._alike:
-            flat = np.concatenate([*_blobs(fetched)] or [np.empty(0, np.uint8)]).view(self._depth)
-            stacked = flat.reshape(len(wanted), *self._canvas, channels)[places]
-            return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
-        blobs = list(_blobs(fetched))
+            flat = np.concatenate([*blobs, np.empty(0, np.uint8)]).view(self._depth)
+            return np.ascontiguousarray(flat.reshape(len(rows), *self._canvas, channels).transpose(0, 3, 1, 2))
         out = np.empty((len(rows), channels, *self._canvas), dtype=self._depth)
-        shares = [range(start, min(start + _SHARE, len(rows))) for start in range(0, len(rows), _SHARE)]
-        list(self._threads.map(lambda share: self._decode(share, rows, places, blobs, out), shares))
+        shares = [slice(start, start + _SHARE) for start in range(0, len(rows), _SHARE)]
+        list(self._threads.map(lambda share: self._decode(rows[share], blobs[share], out[share]), shares))
         return out
 
-    def _decode(
-        self, share: range, rows: np.ndarray, places: np.ndarray, blobs: list[np.ndarray], out: np.ndarray
-    ) -> None:
-        for i in share:
-            row = rows[i]
+    def _decode(self, rows: np.ndarray, blobs: list[np.ndarray], out: np.ndarray) -> None:
+        for row, blob, canvas in zip(rows, blobs, out, strict=True):
             height, width = self._size[row]
-            image = decode(blobs[places[i]], self._codec[row], height, width, self._bits[row])
-            out[i, :, :height, :width] = image
+            canvas[:, :height, :width] = decode(blob, self._codec[row], height, width, self._bits[row])
             # The border is repeated, so that averaging over the edge of the image sees no foreign values.
-            if height < out.shape[2]:
-                out[i, :, height:, :width] = out[i, :, height - 1 : height, :width]
-            if width < out.shape[3]:
-                out[i, :, :, width:] = out[i, :, :, width - 1 : width]
+            if height < canvas.shape[1]:
+                canvas[:, height:, :width] = canvas[:, height - 1 : height, :width]
+            if width < canvas.shape[2]:
+                canvas[:, :, width:] = canvas[:, :, width - 1 : width]
 
 
-def _blobs(column: Any) -> Any:
+def _blobs(column: pa.ChunkedArray) -> Iterator[np.ndarray]:
     """The bytes of each value of a binary column, not copied."""
-    for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
-        if len(chunk) == 0:
-            continue
+    for chunk in column.chunks:
         wide = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
         ends = np.frombuffer(chunk.buffers()[1], wide)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
         data = np.frombuffer(chunk.buffers()[2], np.uint8)

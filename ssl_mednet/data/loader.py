@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ssl_mednet.data.corpus import Corpus
+from ssl_mednet.data.corpus import Corpus, Fetched
 from ssl_mednet.draws import stable_hash
 from ssl_mednet.errors import RecipeError
 from ssl_mednet.imaging.batch import ImageBatch
 
 _BLOCK = 65536  # draws of a small stratum that one generator makes
+_READ_IMAGES, _READ_BYTES = 2048, 64 * 2**20  # what is read at a time
 _AHEAD = 2  # batches fetched before they are asked for
 
 
@@ -154,10 +155,19 @@ class BatchStream:
         self.corpus, self.order = corpus, Order(rows, batch_size, seed, *weights)
         self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.pin, self.start = pin, 0
+        images = min(_READ_IMAGES, _READ_BYTES // corpus.canvas_bytes)
+        self._together = max(1, images * world // batch_size)
+        self._read: tuple[range, Fetched | None] = range(0), None
 
     def fetch(self, step: int) -> ImageBatch:
-        """The batch of a step."""
-        batch = self.corpus.batch(self.order.at(step)[self.share])
+        """The batch of a step; what small batches hold is read for several steps at a time."""
+        rows = self.order.at(step)[self.share]
+        steps, fetched = self._read
+        if step not in steps:
+            steps = range(step, step + self._together)
+            fetched = self.corpus.fetch(np.concatenate([self.order.at(s)[self.share] for s in steps]))
+            self._read = steps, fetched
+        batch = self.corpus.batch(rows, fetched)
         return batch.pin_memory() if self.pin else batch
 
     def __iter__(self) -> Iterator[tuple[int, ImageBatch]]:

@@ -11,9 +11,10 @@ import numpy as np
 from ssl_mednet.data.schema import CorpusSpec
 from ssl_mednet.data.sources import Item, Source
 
-_FIRST, _LARGEST, _DOUBLED_AFTER = 256, 4096, 8  # items
+_DOUBLED_AFTER = 8  # pieces
+_ITEMS = (256, 4096)  # of the first pieces, and at most
 _IN_MEMORY = 32 * 2**20  # bytes of items that come with their content, so that pieces in flight stay small
-_ON_DISK = 512 * 2**20  # bytes of files that a worker reads itself
+_ON_DISK = (16 * 2**20, 2 * 2**30)  # bytes of files that a worker reads itself: of the first pieces, and at most
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,19 @@ class Chunk:
 
 
 def chunks(sources: list[Source]) -> Iterator[Chunk]:
-    """All items of all sources in order; pieces grow from 256 items to 4096, so that a small set is shared by all
-    workers and a large one has few fragments: 3,000,000 small files make about 760."""
+    """All items of all sources in order.
+
+    Pieces grow from 256 items or 16 MB of files to 4096 items or 2 GB, so that a small set is shared by all workers and
+    a large one has few fragments: 3,000,000 files make about 760.
+    """
     number = 0
     for origin, source in enumerate(sources):
         held: list[Item] = []
         memory = disk = 0
         for item in source.items():
             here, there = _bytes(item)
-            if held and (memory + here > _IN_MEMORY or disk + there > _ON_DISK or len(held) >= _limit(number)):
+            full = memory + here > _IN_MEMORY or disk + there > _limit(number, *_ON_DISK)
+            if held and (full or len(held) >= _limit(number, *_ITEMS)):
                 yield Chunk(number, origin, tuple(held))
                 number += 1
                 held, memory, disk = [], 0, 0
@@ -79,8 +84,8 @@ def chunks(sources: list[Source]) -> Iterator[Chunk]:
             number += 1
 
 
-def _limit(number: int) -> int:
-    return min(_LARGEST, _FIRST << number // _DOUBLED_AFTER)
+def _limit(number: int, first: int, most: int) -> int:
+    return min(most, first << min(16, number // _DOUBLED_AFTER))
 
 
 def _bytes(item: Item) -> tuple[int, int]:

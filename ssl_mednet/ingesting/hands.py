@@ -43,7 +43,7 @@ class Hand:
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
-        self._closed = False
+        self.closed = False
 
     def work(self, job: Job, chunk: Chunk) -> Record:
         """Every good image of a chunk, whatever its files do to the process.
@@ -61,7 +61,7 @@ class Hand:
             try:
                 done += self._attempt(job, chunk.part(start, stop))
             except _Lost as lost:
-                if lost.item < 0 or self._closed:
+                if lost.item < 0 or self.closed:
                     raise DataError("a worker process ended before it had read anything", lost.reason) from lost
                 if stop - start == 1:
                     item = chunk.items[start]
@@ -101,7 +101,7 @@ class Hand:
 
     def close(self) -> None:
         """End the process and the work at it, for good."""
-        self._closed = True
+        self.closed = True
         self.drop()
 
 
@@ -153,8 +153,9 @@ def take_hand() -> Hand:
 
 
 def give_back(hand: Hand) -> None:
-    """Keep a hand for whoever comes next."""
-    _FREE.put(hand)
+    """Keep a hand for whoever comes next, unless it was ended for good."""
+    if not hand.closed:
+        _FREE.put(hand)
 
 
 def work_safely(job: Job, chunk: Chunk) -> Record:

@@ -4,8 +4,8 @@
 
 ``ingest_per_s``: small JPEG and PNG files end to end, from the folder to the committed corpus, without and with the
 start of the workers (``ingest_cold_per_s``). ``dicom_per_s``: CT slices of 512 x 512, 16 bit, uncompressed, stored at
-the default size in Hounsfield units. The rest is measured in a process of its own on a corpus of ``--rows`` JPEG rows of 64
-px and about 1.2 KB, no two alike: ``open_s``, ``rss_gb`` (most memory while it streams, torch included),
+the default size in Hounsfield units. The rest is measured in a process of its own on a corpus of ``--rows`` JPEG rows
+of 64 px and about 1.2 KB, no two alike: ``open_s``, ``rss_gb`` (most memory while it streams, torch included),
 ``random_per_s`` (decoded images in random order through the batch stream) and ``epoch_s`` (until the first batch of the
 next epoch). ``--curve`` does that for 10^4, 10^5, 10^6 and 3x10^6 rows (4 GB of disk); ``write_us`` and ``read_us``
 are the cost of an image at each. The bars are those of two idle cores. The last line is JSON.

@@ -43,6 +43,20 @@ def test_the_stream_begins_where_it_is_told(corpus: Corpus) -> None:
     assert [step for step, _ in whole] == list(range(9))
 
 
+def test_batches_are_the_same_however_many_are_read_at_a_time(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    fetch = corpus.fetch
+    monkeypatch.setattr(corpus, "fetch", lambda rows: reads.append(len(rows)) or fetch(rows))
+    together = [b for _, b in itertools.islice(BatchStream(corpus, corpus.rows(), 8, seed=0), 20)]
+    assert len(reads) == 1
+    monkeypatch.setattr("ssl_mednet.data.loader._READ_IMAGES", 1)
+    alone = [BatchStream(corpus, corpus.rows(), 8, seed=0).fetch(step) for step in range(20)]
+    assert len(reads) == 21
+    for one, other in zip(together, alone, strict=True):
+        assert one.pixels.equal(other.pixels)
+        assert one.rows.equal(other.rows)
+
+
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_share_the_batch_of_one(corpus: Corpus, world: int) -> None:
     whole = BatchStream(corpus, corpus.rows(), 8, seed=0).fetch(3).rows.tolist()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +21,8 @@ from ingest_helpers import TrapSource, numbers, same_content, table, write_pictu
 from ssl_mednet.data.corpus import Corpus, CorpusSpec
 from ssl_mednet.data.schema import WORK, is_corpus
 from ssl_mednet.errors import DataError
+from ssl_mednet.ingesting.chunks import Chunk, Job
+from ssl_mednet.ingesting.rows import Record
 from ssl_mednet.ingesting.run import Way, ingest, ingest_opened
 
 GRAY = CorpusSpec("gray", 64)
@@ -140,6 +145,42 @@ def test_an_append_that_is_stopped_leaves_the_corpus_as_it_was(
     assert Corpus(out).meta["fingerprint"] == first.fingerprint
     ingest(pictures, out, quiet=True)
     assert numbers(out) == [*range(5), *range(700)]
+
+
+def test_what_is_done_is_not_done_again_and_what_nobody_took_up_goes(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lance.fragment import write_fragments
+
+    from ssl_mednet.ingesting import run
+
+    asked: list[int] = []
+    engine = run.run
+
+    def stops_after_two(name: str, job: Job, chunks: Iterator[Chunk], *where: Any) -> Iterator[Record]:
+        def counted() -> Iterator[Chunk]:
+            for chunk in chunks:
+                asked.append(chunk.number)
+                yield chunk
+
+        records = engine(name, job, counted(), *where)
+        yield from itertools.islice(records, 2)
+        if len(asked) < 4:
+            raise KeyboardInterrupt
+        yield from records
+
+    monkeypatch.setattr(run, "run", stops_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(pictures, tmp_path / "out", workers=1, quiet=True)
+    done = {int(path.stem) for path in (tmp_path / "out").glob(f"{WORK}/*/*.json")}
+    assert len(done) == 2
+    write_fragments(table(ingest("phantoms:gray?n=5", tmp_path / "x", quiet=True).folder), str(tmp_path / "out"))
+    before = len(list((tmp_path / "out" / "data").iterdir()))
+    asked[:] = [9, 9, 9]
+    ingest(pictures, tmp_path / "out", workers=1, quiet=True)
+    assert asked[3:] == [number for number in range(3) if number not in done]
+    assert numbers(tmp_path / "out") == list(range(700))
+    assert len(list((tmp_path / "out" / "data").iterdir())) == 3 < before + 1
 
 
 def test_ctrl_c_ends_soon_and_the_next_run_goes_on(tmp_path: Path) -> None:

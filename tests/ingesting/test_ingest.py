@@ -218,7 +218,7 @@ def test_what_cannot_be_meant_is_refused(options: dict[str, object], says: str, 
 
 
 def test_large_archives_are_cut_by_bytes_not_by_number(tmp_path: Path) -> None:
-    from ssl_mednet.data.sources import open_source
+    from ssl_mednet.data.sources import open_source, open_sources
 
     noise = np.random.default_rng(0)
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
@@ -227,3 +227,6 @@ def test_large_archives_are_cut_by_bytes_not_by_number(tmp_path: Path) -> None:
             np.save(buffer, noise.integers(0, 256, (3000, 4000), dtype=np.uint8))
             archive.writestr(f"{i}.npy", buffer.getvalue())
     assert [len(c.items) for c in chunks([open_source(tmp_path / "set.zip")])] == [2, 2, 1]
+    for i in range(5):
+        np.save(tmp_path / f"{i}.npy", noise.integers(0, 256, (2000, 3500), dtype=np.uint8))
+    assert [len(c.items) for c in chunks(open_sources(str(tmp_path / "*.npy")))] == [2, 2, 1]
