@@ -16,7 +16,7 @@ from ssl_mednet.errors import DataError
 
 KEY, KEY_FILE = "SSL_MEDNET_GROUP_KEY", "SSL_MEDNET_GROUP_KEY_FILE"
 _SIDE, _KEPT = 32, 8  # of a perceptual hash: side of the picture, and of the low frequencies that are kept
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _EMPTY_SHARE, _EMPTY_STEP = 0.01, 0.05  # nearly empty: so few pixels lie so far from the commonest level
 
 
@@ -62,7 +62,7 @@ def perceptual_hash(unit: np.ndarray) -> int:
     frequencies, the mean apart, compared with their median (pHash: Zauner, Implementation and Benchmarking of
     Perceptual Image Hash Functions, 2010, section 3.2.1). Two pictures are alike where few bits differ.
     """
-    gray = unit[..., 0] if unit.shape[2] == 1 else unit @ _LUMA
+    gray = unit[..., 0] if unit.shape[2] == 1 else unit @ LUMA
     small = np.asarray(Image.fromarray(gray).resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float64)
     # The frequencies 1 to 8 of both axes, as in the reference implementation: frequency 0 is brightness alone.
     low = (_cosines() @ small @ _cosines().T).ravel()

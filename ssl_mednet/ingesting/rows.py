@@ -18,9 +18,8 @@ from ssl_mednet.imaging.image import MedicalImage, collapse_gray
 from ssl_mednet.imaging.modality import CHANNEL_COUNT, MODALITIES
 from ssl_mednet.imaging.readers import ReadContext, format_of
 from ssl_mednet.ingesting.chunks import Chunk, Job, Origin
-from ssl_mednet.ingesting.hashes import flags, keyed_hash, moments, perceptual_hash, pixel_hash
+from ssl_mednet.ingesting.hashes import LUMA, flags, keyed_hash, moments, perceptual_hash, pixel_hash
 
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _BATCH_ROWS, _BATCH_BYTES = 1024, 16 * 2**20  # what a worker holds before it writes
 _HEAD = 4096
 
@@ -168,7 +167,7 @@ def fit(name: str, image: MedicalImage, spec: CorpusSpec) -> MedicalImage:
         if not spec.convert:
             kind, other = ("color", "gray") if pixels.shape[2] == 3 else ("gray", "color")
             raise UnreadableImage(name, f"a {kind} image in a {other} corpus (convert=true turns it into {other})")
-        pixels = np.rint(pixels @ _LUMA)[..., None].astype(pixels.dtype) if wanted == 1 else pixels.repeat(3, axis=2)
+        pixels = np.rint(pixels @ LUMA)[..., None].astype(pixels.dtype) if wanted == 1 else pixels.repeat(3, axis=2)
     modality = image.modality if known and known.channels == spec.channels else f"generic_{spec.channels}"
     return replace(image, pixels=pixels, modality=modality).shrunk(spec.store_size)
 
