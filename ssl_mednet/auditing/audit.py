@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ssl_mednet.auditing.alike import CORRELATION, confirmed
+from ssl_mednet.auditing.alike import CORRELATION
+from ssl_mednet.auditing.copies import copies
 from ssl_mednet.auditing.near import (
     EMBEDDING,
     EXACT,
@@ -19,8 +20,6 @@ from ssl_mednet.auditing.near import (
     RADIUS,
     Pairs,
     embedding_between,
-    exact_between,
-    near_between,
 )
 from ssl_mednet.auditing.records import records
 from ssl_mednet.data.corpus import Corpus, cache_folder
@@ -204,7 +203,7 @@ def _pairs(corpus: Corpus, task: LabelledSet) -> dict[str, Pairs]:
     said = f"{_FORMAT} {RADIUS} {CORRELATION} {corpus.meta['fingerprint']} {task.corpus.meta['fingerprint']}"
     path = cache_folder() / "audits" / f"{hashlib.sha256(said.encode()).hexdigest()[:24]}.npz"
     if not path.is_file():
-        pairs = _find(corpus, task.corpus)
+        pairs = copies(corpus, task.corpus)
         arrays = {f"{kind}_{name}": value for kind, p in pairs.items() for name, value in vars(p).items()}
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
@@ -212,20 +211,6 @@ def _pairs(corpus: Corpus, task: LabelledSet) -> dict[str, Pairs]:
         return {
             kind: Pairs(*(stored[f"{kind}_{name}"] for name in ("left", "right", "distance"))) for kind in (EXACT, NEAR)
         }
-
-
-def _find(corpus: Corpus, other: Corpus) -> dict[str, Pairs]:
-    mine, theirs = records(corpus), records(other)
-    left, right = np.flatnonzero(mine.varied), np.flatnonzero(theirs.varied)
-    exact = exact_between(mine.sha256[left], theirs.sha256[right]).within(left, right)
-    left, right = np.flatnonzero(mine.clear), np.flatnonzero(theirs.clear)
-
-    def candidates() -> Iterator[Pairs]:
-        for part in near_between(mine.phash[left], theirs.phash[right]):
-            rows = part.within(left, right)
-            yield rows.of((mine.sha256[rows.left] != theirs.sha256[rows.right]).any(axis=1))
-
-    return {EXACT: exact, NEAR: confirmed(candidates(), corpus, other)}
 
 
 def _by_embedding(corpus: Corpus, task: LabelledSet, spec: str, cosine: float, quiet: bool) -> Pairs:

@@ -69,13 +69,17 @@ class Outcome:
 
 @dataclass
 class Bench:
-    """A backbone on a labelled set, with its frozen features, computed when they are first wanted."""
+    """A backbone on a labelled set, with its frozen features, computed when they are first wanted.
+
+    ``copies`` counts the test images that the training split holds too; see :mod:`ssl_mednet.evaluation.leaks`.
+    """
 
     weights: Weights
     task: LabelledSet
     suite: Suite
     device: torch.device
     quiet: bool
+    copies: dict[str, int] = field(default_factory=dict)
     _features: dict[tuple[str, Corruption | None], np.ndarray] = field(default_factory=dict)
 
     def features(self, split: str, corruption: Corruption | None = None) -> np.ndarray:

@@ -31,7 +31,7 @@ from ssl_mednet.probe import (
     with_temperature,
 )
 
-FORMAT = 1  # part of a row's key: rows computed another way are never taken up
+FORMAT = 2  # part of a row's key: rows computed another way are never taken up
 RESULTS, COMPARISONS, PREDICTIONS = "results.json", "comparisons.json", "predictions"
 REPORTED = ("auroc", "average_precision", "accuracy", "balanced_accuracy", "macro_f1", "ece")
 OF_DRAWS = ("auroc", "accuracy", "balanced_accuracy")  # of many fits, whose calibration nobody asks for
@@ -61,6 +61,7 @@ def make_row(bench: Bench, job: Job, outcome: Outcome, key: str) -> tuple[Row, d
         "seed": job.seed,
         "n": len(targets),
         "n_train": outcome.n_train,
+        "copies": bench.copies,
         "chosen_on_val": outcome.chosen,
         "image_size": bench.weights.preprocessing.image_size,
         "architecture": bench.weights.architecture,

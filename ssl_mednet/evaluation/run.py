@@ -23,6 +23,7 @@ from ssl_mednet.data.corpus import CorpusSpec
 from ssl_mednet.data.labelled import LabelledSet, open_labelled
 from ssl_mednet.errors import ArtifactError, DataError, RecipeError, UserError
 from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
+from ssl_mednet.evaluation.leaks import count_copies
 from ssl_mednet.evaluation.protocols import PROTOCOLS, Bench, Job
 from ssl_mednet.evaluation.results import COMPARISONS, RESULTS, Row, Store, compare, make_row, row_key
 from ssl_mednet.evaluation.suite import SetSection, Suite, load_suite, locate
@@ -119,17 +120,22 @@ def _evaluate_set(
     quiet: bool,
 ) -> list[Row]:
     """The rows of one set: the majority class, then every backbone in turn."""
-    rows = [_row(Bench(_majority(task), task, plan, device, quiet), Job(MAJORITY, 1.0, None, plan.seeds[0]), store)]
+    copies = count_copies(task)
+    rows = [
+        _row(Bench(_majority(task), task, plan, device, quiet, copies), Job(MAJORITY, 1.0, None, plan.seeds[0]), store)
+    ]
     shown: list[np.ndarray] = []
     for weights in loaded:
         if not quiet:
             print(f"{task.name}: {short_name(weights.name)}", file=sys.stderr)
-        bench = Bench(weights, task, plan, device, quiet)
+        bench = Bench(weights, task, plan, device, quiet, copies)
         own = _run_jobs(bench, list(_jobs(plan, weights, task)), store)
         for seed in plan.seeds[1:] if weights.random else ():
             again = load_weights(names, task.corpus.channels, plan.image_size, seed)
             other = next(w for w in again if w.name == weights.name)
-            own += _run_jobs(Bench(other, task, plan, device, quiet), list(_jobs(plan, other, task, seed)), store)
+            own += _run_jobs(
+                Bench(other, task, plan, device, quiet, copies), list(_jobs(plan, other, task, seed)), store
+            )
         if plan.gallery:
             path, ids = map_features(bench, store.folder)
             shown.append(ids)

@@ -124,6 +124,9 @@ def _three(value: float) -> str:
 def _caption(row: Row) -> str:
     over = "groups" if row["grouped"] else "images: the set names no groups"
     notes = [f"95 % intervals by bootstrap over {over}"]
+    if sum(row["copies"].values()):
+        exact, near = row["copies"]["exact"], row["copies"]["near"]
+        notes.append(f"of the test images {exact} are training images too, and {near} nearly so")
     if row["splits_made"]:
         notes.append(f"{' and '.join(row['splits_made'])} split made here")
     if row["skipped"]:

@@ -98,6 +98,7 @@ class Row(Record):
     weights_sha256: str = ""
     source: str = ""
     data_fingerprint: str = ""
+    copies: dict[str, int] = {}
     skipped: int = 0
     licence: str | None = None
     note: str | None = None

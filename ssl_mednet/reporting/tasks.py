@@ -112,6 +112,9 @@ class Task:
         if row.splits_made:
             plural = "s" if len(row.splits_made) > 1 else ""
             said.append(f"{words.join(row.splits_made)} split{plural} made here, not by the source")
+        if sum(row.copies.values()):
+            exact, near = row.copies.get("exact", 0), row.copies.get("near", 0)
+            said.append(f"of the test images {exact} are among the training images too and {near} nearly so")
         if row.skipped:
             were = "was" if row.skipped == 1 else "were"
             said.append(f"{words.count(row.skipped, 'file')} could not be read and {were} left out")

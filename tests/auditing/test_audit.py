@@ -70,7 +70,7 @@ def test_the_second_audit_reads_no_pixels(make_corpus, tmp_path: Path, monkeypat
     pictures, splits = worlds()
     corpus, source = make_corpus(pictures), write_labelled(tmp_path / "labelled.zip", splits)
     first = audit(corpus, [source], quiet=True)
-    monkeypatch.setattr(audit_module, "_find", lambda *_: pytest.fail("found again"))
+    monkeypatch.setattr(audit_module, "copies", lambda *_: pytest.fail("found again"))
     assert audit(corpus, [source], quiet=True) == first
 
 

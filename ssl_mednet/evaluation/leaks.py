@@ -1,0 +1,30 @@
+"""Whether test images are among the training images of their own set: a score on those says nothing."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from ssl_mednet.auditing.copies import copies
+from ssl_mednet.auditing.near import NEAR
+from ssl_mednet.data.corpus import cache_folder
+from ssl_mednet.data.labelled import LabelledSet
+from ssl_mednet.files import write_json
+
+FORMAT = 1  # part of the cache's name: counts made another way are never read
+
+
+def count_copies(task: LabelledSet) -> dict[str, int]:
+    """``{"exact": N, "near": M}``: test images with an equal, else with a nearly equal, image in the training split.
+
+    Found as :func:`ssl_mednet.auditing.audit` finds them; kept in the cache by the fingerprint of the set.
+    """
+    path = cache_folder() / "leaks" / f"{FORMAT}-{task.fingerprint}.json"
+    if path.is_file():
+        return dict(json.loads(path.read_text()))
+    found = copies(task.corpus, task.corpus, task.splits["train"], task.splits["test"])
+    exact, near = (set(np.unique(pairs.right).tolist()) for pairs in found.values())
+    counted = {"exact": len(exact), NEAR: len(near - exact)}
+    write_json(path, counted)
+    return counted
