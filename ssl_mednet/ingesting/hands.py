@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 import tempfile
+import threading
 import time
 from concurrent.futures import TimeoutError as Waited
 from pathlib import Path
@@ -21,6 +22,7 @@ from ssl_mednet.ingesting.rows import Record, reader_of, write_rows
 _BEAT = struct.Struct("<qq")  # number of the item, number of the beat
 _POLL = 0.2  # seconds between two looks at the beat
 _TO_START = 300.0  # seconds that a process may take to import what it needs
+_WATCH = 1.0  # seconds between two looks at the parent
 _IDLE = 120  # seconds after which a process without work ends
 _ENV = {"OMP_NUM_THREADS": "1", "LANCE_LOG": "error", "LANCE_CPU_THREADS": "1"}
 
@@ -73,12 +75,12 @@ class Hand:
 
     def _attempt(self, job: Job, chunk: Chunk) -> Record:
         pool = self._pool = self._pool or ProcessPoolExecutor(
-            max_workers=1, timeout=_IDLE, env=_ENV, initializer=_not_interrupted
+            max_workers=1, timeout=_IDLE, env=_ENV, initializer=_belong_to, initargs=(os.getpid(),)
         )
         with tempfile.NamedTemporaryFile(prefix="ssl-mednet-beat-") as beat:
             beat.write(_BEAT.pack(-1, 0))
             beat.flush()
-            future = pool.submit(_work, job, chunk, beat.name, os.getpid())
+            future = pool.submit(_work, job, chunk, beat.name)
             last, since = (-1, 0), time.monotonic()
             while True:
                 try:
@@ -105,9 +107,16 @@ class Hand:
         self.drop()
 
 
-def _not_interrupted() -> None:
-    """Ctrl-C in a terminal reaches the children too, but it is for the parent to end them."""
+def _belong_to(parent: int) -> None:
+    """End with the parent, also where it is killed, and not before: Ctrl-C in a terminal reaches the children too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
 
 
 def _read(path: str) -> tuple[int, int]:
@@ -118,12 +127,10 @@ def _read(path: str) -> tuple[int, int]:
 class _Beat:
     """Tells the parent at which item the child is: sixteen bytes in a file, which survive the child."""
 
-    def __init__(self, path: str, parent: int) -> None:
-        self._file, self._beats, self._parent = os.open(path, os.O_WRONLY), 0, parent
+    def __init__(self, path: str) -> None:
+        self._file, self._beats = os.open(path, os.O_WRONLY), 0
 
     def __call__(self, item: int) -> None:
-        if os.getppid() != self._parent:
-            os._exit(1)  # nobody waits for the result any more
         self._beats += 1
         os.pwrite(self._file, _BEAT.pack(item, self._beats), 0)
 
@@ -136,8 +143,8 @@ class _Beat:
         os.close(self._file)
 
 
-def _work(job: Job, chunk: Chunk, beat_path: str, parent: int) -> Record:
-    with _Beat(beat_path, parent) as beat:
+def _work(job: Job, chunk: Chunk, beat_path: str) -> Record:
+    with _Beat(beat_path) as beat:
         return write_rows(job, chunk, beat)
 
 

@@ -90,6 +90,23 @@ def _killed(source: Path, out: Path, draw: random.Random) -> bool:
     return process.returncode == 0
 
 
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    process = _start(write_pictures(tmp_path / "set", 1500), tmp_path / "out")
+    children: list[int] = []
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob(f"{WORK}/*/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for tasks in Path(f"/proc/{process.pid}/task").glob("*/children"):
+        children += map(int, tasks.read_text().split())
+    workers = [c for c in children if b"LokyProcess" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    assert workers
+    process.kill()
+    process.communicate()
+    while any(Path(f"/proc/{w}").exists() for w in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{w}").exists() for w in workers)
+
+
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_and_run_again_every_image_is_there_once(kills: int, tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "set", 400 * kills if kills > 3 else 1200)
