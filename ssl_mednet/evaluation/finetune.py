@@ -40,7 +40,7 @@ class FinetuneSection(Section):
     min_steps: int = Field(200, ge=0, description="few rows are passed over several times an epoch to reach these")
     max_steps: int | None = Field(None, ge=1, description="most updates of a run, for small machines")
     optimizer: str = Field("adamw", description="any optimizer of timm")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate, of the head")
+    lr: float = Field(3e-3, gt=0, description="peak learning rate, of the head")
     layer_decay: float = Field(0.75, gt=0, le=1, description="factor on the rate from a layer to the one below")
     weight_decay: float = Field(0.05, ge=0, description="not on norms, biases, tokens and positions")
     batch_size: int = Field(64, ge=2, description="images per update")
