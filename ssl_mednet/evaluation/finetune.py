@@ -59,7 +59,7 @@ class Finetuned:
     Args:
         classifier: of the best epoch, in evaluation mode: normalised images ``[B, C, S, S]`` to logits ``[B, K]``.
         scores: probabilities ``[N, K]`` float64 of the rows of ``"val"`` and ``"test"``, by that classifier.
-        best_epoch: from 1; the first of those with the highest macro AUROC on val.
+        best_epoch: from 1; that of the highest macro AUROC on val, and of those the lowest loss there.
         history: of each epoch: epoch, loss, val_loss, val_auroc, lr (of the head at its last update).
         note: what a report must say about the choice; empty where there is nothing.
     """
@@ -269,21 +269,21 @@ class _Run:
 
 @dataclass
 class _Best:
-    """The best epoch so far, by macro AUROC on val; by the loss on val where there is no AUROC."""
+    """The best epoch so far, by macro AUROC on val, of equals by the loss on val; by that alone without AUROC."""
 
     epoch: int = 0
-    value: float = -math.inf
+    value: tuple[float, float] = (-math.inf, -math.inf)
     scores: np.ndarray = field(default_factory=lambda: np.empty(0))
     state: dict[str, Tensor] = field(default_factory=dict)
     note: str = ""
 
     def offer(self, epoch: int, value: float, loss: float, scores: np.ndarray, classifier: nn.Module) -> None:
-        """Take this epoch if it is better; of equals the first stays."""
+        """Take this epoch if it is better."""
         if math.isnan(value):
             self.note = "val has no AUROC: the epoch with the lowest loss on val is taken"
-            value = -loss
-        if value > self.value:
-            self.epoch, self.value, self.scores = epoch, value, scores
+            value = 0.0
+        if (value, -loss) > self.value:
+            self.epoch, self.value, self.scores = epoch, (value, -loss), scores
             # Copies: the tensors of the state go on changing, and the last epoch would pass for the best.
             self.state = {k: v.detach().cpu().clone() for k, v in classifier.state_dict().items()}
 

@@ -309,6 +309,6 @@ def _finetune(bench: Bench, job: Job, from_probe: bool) -> Outcome:
         quiet=bench.quiet,
         head=head,
     )
-    chosen = {"epoch": result.best_epoch} | ({"head_strength": head.strength} if head else {})
+    chosen = {"epoch": result.best_epoch, "note": result.note} | ({"head_strength": head.strength} if head else {})
     scores, more = result.scores, {"history": result.history}
     return Outcome(scores["test"], len(subset), scores["val"], chosen=chosen, more=more)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from ssl_mednet.backbones.optim import check_optimizer
 from ssl_mednet.errors import RecipeError
 from ssl_mednet.evaluation.finetune import FinetuneSection
 from ssl_mednet.probe import DEFAULT_KS, DEFAULT_STRENGTHS
@@ -72,6 +73,7 @@ def load_suite(
         where = "evaluation"
     plan = parse(Suite, content, where)
     _check_protocols(plan, where)
+    check_optimizer(plan.finetune.optimizer, f"{where}: finetune.optimizer")
     return plan
 
 

@@ -71,7 +71,7 @@ def write_labelled(path: Path, splits: dict[str, list[Image.Image]]) -> Path:
 class Stack(Item):
     """An item whose slices know their volume; ``content`` is an npy of ``[N, H, W]``."""
 
-    def images(self, modality: str) -> Iterator[MedicalImage]:
+    def images(self, modality: str = "", ctx: object = None) -> Iterator[MedicalImage]:
         assert isinstance(self.content, bytes)
         for i, pixels in enumerate(np.load(io.BytesIO(self.content))):
             yield MedicalImage(pixels[..., None], "mri", volume=self.name, index=i)

@@ -22,7 +22,7 @@ from ssl_mednet.imaging.image import MedicalImage
 class Trap(Item):
     """An item whose reader does what decoders in C do to a process."""
 
-    def images(self, modality: str) -> Iterator[MedicalImage]:
+    def images(self, modality: str = "", ctx: object = None) -> Iterator[MedicalImage]:
         assert isinstance(self.content, bytes)
         kind, *rest = self.content.decode().split("|")
         if kind == "crash":
