@@ -18,7 +18,7 @@ from ssl_mednet.evaluation.table import show
 
 
 def leaking(folder: Path, exact: int, near: int) -> Path:
-    """Cloudy pictures in three splits; some test images are training images, as they are or through JPEG and brighter."""
+    """Cloudy pictures in three splits; some test images are training images, as they are or as brighter JPEG."""
     folder.mkdir()
     lines = ["path,label,split"]
     noise = gaussian_filter(np.random.default_rng(0).normal(size=(120, 128, 128)), (0, 6, 6))
