@@ -123,7 +123,7 @@ def evaluate(
 
     ssl-mednet evaluate --weights runs/a random: imagenet:efficientnet_lite0 --suite gray.yaml --out results/a
 
-    ssl-mednet evaluate --weights runs/a --data medmnist:bloodmnist?size=64 protocols=[finetune] finetune.epochs=5
+    ssl-mednet evaluate --weights runs/a --data medmnist:bloodmnist?size=64 protocols=\\[finetune] finetune.epochs=5
     """
     from ssl_mednet.evaluation.run import evaluate as run
     from ssl_mednet.evaluation.table import show
