@@ -88,6 +88,8 @@ class ViewMaker(nn.Module):
                 if self.views[numbers[0]].intensity:
                     for group in groups:
                         change_intensity(scene, group, out)
+                if len(groups) > 1:
+                    out = out.index_select(0, scene.back.to(out.device))
                 out.sub_(self.mean).div_(self.std)
                 made |= zip(numbers, out.split(len(batch)), strict=True)
             return [made[i] for i in range(len(self.views))]
@@ -127,6 +129,10 @@ class ViewMaker(nn.Module):
         for i, group in enumerate(groups):
             which[group.rows] = i
         which = which.to(batch.pixels.device)
+        count = len(batch)
+        # Pictures of a policy lie side by side, view after view, so that its ops act on one piece of memory in place.
+        order = torch.cat([g.rows + v * count for g in groups for v in range(len(numbers))])
+        there = order.to(batch.pixels.device)
         children = [draws.child(f"view{i}") for i in numbers]
         drawn = [self._geometry(self.views[i], batch, groups, which, d) for i, d in zip(numbers, children, strict=True)]
         # One table of numbers for all ops of all policies: making it costs more than reading it.
@@ -136,10 +142,11 @@ class ViewMaker(nn.Module):
             batch,
             stored,
             size=round(self.image_size * self.views[numbers[0]].size),
-            matrix=torch.cat([matrix for matrix, _ in drawn]),
-            reflect=torch.cat([reflect for _, reflect in drawn]),
-            window=batch.window.repeat(len(numbers), 1),
-            u=torch.cat([child.on("cpu").uniform("ops", columns) for child in children]),
+            order=order,
+            matrix=torch.cat([matrix for matrix, _ in drawn])[there],
+            reflect=torch.cat([reflect for _, reflect in drawn])[there],
+            window=batch.window[there % count],
+            u=torch.cat([child.on("cpu").uniform("ops", columns) for child in children])[order],
             trace=trace,
         )
         if self.views[numbers[0]].intensity:
@@ -173,11 +180,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """V views of a batch of B rows, all of one size, while they are made: V * B pictures, view after view.
+    """V views of a batch of B rows, all of one size, while they are made: V * B pictures.
 
     Args:
         views: their numbers.
         stored: the stored values of the batch.
+        order: which picture stands where, ``[V * B]`` on the CPU: row ``r`` in view ``v`` is ``v * B + r``. Policy by
+            policy, view by view.
         matrix, reflect, window: of each picture: its place in the source, how its border is filled, the stored values
             that become 0 and 1.
         u: ``[V * B, columns]`` uniform numbers on the CPU, for the ops.
@@ -187,29 +196,41 @@ class Scene:
     batch: ImageBatch
     stored: Pyramid
     size: int
+    order: Tensor
     matrix: Tensor
     reflect: Tensor
     window: Tensor
     u: Tensor
     trace: Tracer | None
 
-    def pictures_of(self, rows: Tensor) -> Tensor:
-        """Positions of the pictures of some rows, in all views; on the CPU."""
-        return torch.cat([rows + v * len(self.batch) for v in range(len(self.views))])
+    @property
+    def rows(self) -> Tensor:
+        """``[V * B]`` on the CPU: the row of the batch that each picture shows."""
+        return self.order % len(self.batch)
+
+    @property
+    def back(self) -> Tensor:
+        """``[V * B]`` on the CPU: where each picture stands, view after view."""
+        return torch.argsort(self.order)
+
+    def pictures_of(self, group: Group) -> slice:
+        """Where the pictures of a policy stand."""
+        first = int((self.order == group.rows[0]).nonzero())
+        return slice(first, first + len(self.views) * len(group.rows))
 
     def sampled(self) -> Tensor:
         """``[V * B, C, S, S]`` in [0, 1]: every source sampled once, then seen through its window."""
-        rows = torch.arange(len(self.batch), device=self.matrix.device).repeat(len(self.views))
+        rows = self.rows.to(self.matrix.device)
         sizes, black = self.batch.sizes[rows], self.window[:, 0]
-        source = None if len(self.views) == 1 else rows
+        source = None if torch.equal(self.order, torch.arange(len(self.batch))) else rows
         values = warp(self.stored, sizes, self.matrix, self.size, self.reflect, black, source)
         return seen_through(self.window, values)
 
     def tell(self, pictures: Tensor, name: str, index: Tensor, params: Params, images: Tensor) -> None:
-        """Tell the trace of an op on some of the pictures at ``pictures``, which ``images`` shows all of."""
+        """Tell the trace of an op on some of the pictures, named as in ``order``, which ``images`` shows all of."""
         if self.trace is not None:
-            view = [self.views[int(i)] for i in pictures.cpu() // len(self.batch)]
-            self.trace(view, (pictures.cpu() % len(self.batch)).tolist(), name, index, params, images)
+            view = [self.views[int(i)] for i in pictures // len(self.batch)]
+            self.trace(view, (pictures % len(self.batch)).tolist(), name, index, params, images)
 
 
 def rewindow(scene: Scene, group: Group) -> None:
@@ -217,28 +238,26 @@ def rewindow(scene: Scene, group: Group) -> None:
 
     Rows of finished pictures (8-bit exports of CT) stay as they are: what their window cut off is lost.
     """
-    pictures = scene.pictures_of(group.rows)
+    own = scene.pictures_of(group)
+    rows = scene.rows.to(scene.window.device)
     for name, op, columns in group.policy.window:
         assert isinstance(op, RandomWindow)
-        index, numbers = choose(op, scene.u[pictures, columns], scene.window.device)
-        there = pictures.to(scene.window.device)[index]
-        measured = scene.batch.hounsfield[there % len(scene.batch)]
+        index, numbers = choose(op, scene.u[own, columns], scene.window.device)
+        there = index + own.start
+        measured = scene.batch.hounsfield[rows[there]]
         there, params = there[measured], op.parameters_from(numbers[measured])
         scene.window[there] = op.change_window(scene.window[there], params)
         if scene.trace is not None and len(there):
-            shown = replace(scene.batch.take(there % len(scene.batch)), window=scene.window[there]).unit()
-            scene.tell(there, name, torch.arange(len(there)), params, shown)
+            shown = replace(scene.batch.take(rows[there]), window=scene.window[there]).unit()
+            scene.tell(scene.order[there.cpu()], name, torch.arange(len(there)), params, shown)
 
 
 def change_intensity(scene: Scene, group: Group, out: Tensor) -> None:
     """Run the ops of one policy on the pictures of its rows, in place."""
-    pictures = scene.pictures_of(group.rows)
-    whole = len(pictures) == len(out)
-    there = pictures.to(out.device)
-    part = out if whole else out.index_select(0, there)
-    u, matrix = scene.u[pictures], scene.matrix[there]
-    sizes = scene.batch.sizes[there % len(scene.batch)]
-    change_sources(scene, group, part, pictures, u)
+    own = scene.pictures_of(group)
+    part, pictures, u, matrix = (t[own] for t in (out, scene.order, scene.u, scene.matrix))
+    sizes = scene.batch.sizes[scene.rows[own].to(out.device)]
+    change_sources(scene, group, part)
     scene.tell(pictures, "crop", torch.arange(len(part)), {"matrix": matrix}, part)
     mask = None
     if group.mask is not None:
@@ -251,20 +270,20 @@ def change_intensity(scene: Scene, group: Group, out: Tensor) -> None:
     tell = functools.partial(scene.tell, pictures) if scene.trace is not None else None
     for name, op, columns in group.policy.view:
         part = run(op, part, u[:, columns], name, mask, place, tell, in_place=True)
-    if whole and part is not out:
-        out.copy_(part)
-    elif not whole:
-        out.index_copy_(0, there, part)
+    if part.data_ptr() != out[own].data_ptr():
+        out[own] = part
 
 
-def change_sources(scene: Scene, group: Group, part: Tensor, pictures: Tensor, u: Tensor) -> None:
+def change_sources(scene: Scene, group: Group, part: Tensor) -> None:
     """Sample those pictures again, in place, whose whole image an op changes before the crop."""
+    own = scene.pictures_of(group)
+    u, pictures = scene.u[own], scene.order[own]
     chosen = [choose(op, u[:, columns], torch.device("cpu"))[0] for _, op, columns in group.policy.source]
     index = torch.unique(torch.cat(chosen)) if chosen else torch.empty(0)
     if len(index) == 0:
         return
     pictures, u, here = pictures[index], u[index], index.to(part.device)
-    there = pictures.to(part.device)
+    there = here + own.start
     images = scene.batch.take(pictures % len(scene.batch))
     whole = replace(images, window=scene.window[there]).unit()
     mask = None if group.mask is None else group.mask.level(0)[here % len(group.rows)]
