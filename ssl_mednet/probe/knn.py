@@ -2,20 +2,17 @@
 
 The score of class c is ``sum_i [y_i = c] exp(sim_i / T)`` over the k neighbours by cosine (Wu, Xiong, Yu, Lin 2018,
 "Unsupervised feature learning via non-parametric instance discrimination", section 3.4), here divided by the sum over
-all neighbours. The search is exact: one matrix product and a partial sort where the similarities fit in memory, and
-faiss, which needs less of it, for larger banks. The order of the classes is that of lightly's ``knn_predict``, which
+all neighbours. The search is faiss's exact one. The order of the classes is that of lightly's ``knn_predict``, which
 wants normalised features and stops when k exceeds the bank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import faiss
 import numpy as np
-import torch
 
 from ssl_mednet.errors import DataError
 from ssl_mednet.probe.checks import Array, ArrayLike, check_features, check_targets
@@ -23,8 +20,7 @@ from ssl_mednet.probe.metrics import auroc
 
 DEFAULT_KS = (1, 5, 10, 20, 50, 100, 200)
 TEMPERATURE = 0.07
-_BLOCK = 512  # queries searched at once
-_LARGE = 200_000  # rows of a bank whose similarities to a block of queries are not held at once
+_BLOCK = 4096  # queries searched at once
 
 
 @dataclass(frozen=True)
@@ -106,43 +102,17 @@ def _sweep(
         raise DataError(f"kNN wants a bank (has {len(bank)}), k >= 1 (is {min(ks)}) and T > 0 (is {temperature})")
     labels = check_targets(bank_labels, num_classes, "bank", rows=len(bank))
     rows = _unit(bank, "bank")
+    index = faiss.IndexFlatIP(rows.shape[1])
+    index.add(rows)
     asked = _unit(queries, "query", width=rows.shape[1])
-    search = _search_large if len(rows) > _LARGE else _search
     scores = [np.zeros((len(asked), num_classes)) for _ in ks]
-    for start, similarity, neighbour in search(rows, asked, min(max(ks), len(rows))):
+    for start in range(0, len(asked), _BLOCK):
+        similarity, neighbour = index.search(asked[start : start + _BLOCK], min(max(ks), len(rows)))
+        similarity = similarity.astype(np.float64)
         vote = np.exp((similarity - similarity[:, :1]) / temperature)  # the nearest has weight 1: no T overflows
         for out, k in zip(scores, ks, strict=True):
-            out[start : start + len(vote)] = _count(vote[:, :k], labels[neighbour[:, :k]], num_classes)
+            out[start : start + _BLOCK] = _count(vote[:, :k], labels[neighbour[:, :k]], num_classes)
     return scores
-
-
-def _search(bank: Array, queries: Array, k: int) -> Iterator[tuple[int, Array, Array]]:
-    """Blocks of queries: position of the first, similarities ``[n, k]`` (float64, falling) and bank rows ``[n, k]``."""
-    columns, workers = torch.from_numpy(bank).T, torch.get_num_threads()
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(queries), _BLOCK):
-            similarity = (torch.from_numpy(queries[start : start + _BLOCK]) @ columns).numpy()
-            # numpy's partial sort is vectorised and lets other threads run; torch's topk sorts a heap a row.
-            parts = pool.map(lambda part: _largest(part, k), np.array_split(similarity, workers))
-            values, rows = (np.concatenate(both) for both in zip(*parts, strict=True))
-            yield start, values.astype(np.float64), rows
-
-
-def _largest(similarity: Array, k: int) -> tuple[Array, Array]:
-    """The k largest of each row ``[n, M]``, falling, and where they stand."""
-    rows = np.argpartition(similarity, similarity.shape[1] - k, axis=1)[:, -k:]
-    values = np.take_along_axis(similarity, rows, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    return np.take_along_axis(values, order, axis=1), np.take_along_axis(rows, order, axis=1)
-
-
-def _search_large(bank: Array, queries: Array, k: int) -> Iterator[tuple[int, Array, Array]]:
-    """As :func:`_search`, in bounded memory."""
-    index = faiss.IndexFlatIP(bank.shape[1])
-    index.add(bank)
-    for start in range(0, len(queries), _BLOCK):
-        similarity, rows = index.search(queries[start : start + _BLOCK], k)
-        yield start, similarity.astype(np.float64), rows
 
 
 def _count(vote: Array, labels: Array, num_classes: int) -> Array:

@@ -159,11 +159,3 @@ def test_torch_and_faiss_live_in_one_process_at_full_size():
     assert (bank @ bank[asked].T).sum() == before
     assert accuracy(labels[asked], scores) > 0.9
     assert METRICS["auroc"](labels[asked], scores) > 0.9
-
-
-def test_banks_too_large_for_a_matrix_of_similarities_are_searched_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    bank, queries, labels = rng.normal(size=(3000, 32)), rng.normal(size=(700, 32)), rng.integers(0, 4, 3000)
-    product = knn_scores(bank, labels, queries, 50, num_classes=4)
-    monkeypatch.setattr("ssl_mednet.probe.knn._LARGE", 100)
-    np.testing.assert_allclose(knn_scores(bank, labels, queries, 50, num_classes=4), product, atol=1e-5)
