@@ -17,7 +17,7 @@ from ssl_mednet.errors import RecipeError
 from ssl_mednet.imaging.batch import ImageBatch
 
 _BLOCK = 65536  # draws of a small stratum that one generator makes
-_READ_IMAGES, _READ_BYTES = 2048, 64 * 2**20  # what is read at a time
+_READ_IMAGES, _READ_BYTES = 4096, 64 * 2**20  # what is read at a time
 _AHEAD = 2  # batches fetched before they are asked for
 
 
