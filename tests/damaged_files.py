@@ -126,8 +126,15 @@ def child(numbers: range, folder: Path) -> None:
         except BaseException as error:
             outcome = f"{type(error).__name__}: {error}"[:300]
         signal.alarm(0)
-        print(json.dumps({"end": number, "outcome": outcome, "seconds": time.monotonic() - began}), flush=True)
+        said = {"end": number, "outcome": outcome, "seconds": time.monotonic() - began, "peak_gb": peak_memory()}
+        print(json.dumps(said), flush=True)
         path.unlink()
+
+
+def peak_memory() -> float:
+    """Most memory that this process had, GB; ``ru_maxrss`` would count that of whoever started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024**2
 
 
 def run(count: int, first: int = 0) -> dict[str, object]:
@@ -138,7 +145,7 @@ def run(count: int, first: int = 0) -> dict[str, object]:
         ``peak_gb`` (of the children).
     """
     tally: dict[str, int] = {"images": 0, "refused": 0}
-    faults, slowest, number = [], 0.0, first
+    faults, slowest, peak, number = [], 0.0, 0.0, first
     while number < first + count:
         numbers = range(number, first + count)
         with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +160,7 @@ def run(count: int, first: int = 0) -> dict[str, object]:
             if "start" in line:
                 name = line["name"]
                 continue
-            slowest = max(slowest, line["seconds"])
+            slowest, peak = max(slowest, line["seconds"]), max(peak, line["peak_gb"])
             if line["outcome"] in tally:
                 tally[line["outcome"]] += 1
             else:
@@ -161,7 +168,6 @@ def run(count: int, first: int = 0) -> dict[str, object]:
         number = lines[-1].get("end", lines[-1].get("start")) + 1
         if "start" in lines[-1]:  # it did not come back from this one
             faults.append((lines[-1]["start"], name, f"the process ended: {done.returncode} {done.stderr[-300:]}"))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024**2
     return {**tally, "faults": faults, "slowest": round(slowest, 2), "peak_gb": round(peak, 2)}
 
 

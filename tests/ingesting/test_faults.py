@@ -201,7 +201,7 @@ def test_what_is_done_is_not_done_again_and_what_nobody_took_up_goes(
 
 
 def test_ctrl_c_ends_soon_and_the_next_run_goes_on(tmp_path: Path) -> None:
-    source = write_pictures(tmp_path / "set", 3000)
+    source = write_pictures(tmp_path / "set", 20_000)  # some seconds of work, so that it is still on when stopped
     process = _start(source, tmp_path / "out")
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out").glob(f"{WORK}/*/*.json")) and time.monotonic() < deadline:
@@ -215,7 +215,7 @@ def test_ctrl_c_ends_soon_and_the_next_run_goes_on(tmp_path: Path) -> None:
     done = len(list((tmp_path / "out").glob(f"{WORK}/*/*.json")))
     assert done >= 1
     ingest(source, tmp_path / "out", quiet=True)
-    assert numbers(tmp_path / "out") == list(range(3000))
+    assert numbers(tmp_path / "out") == list(range(20_000))
 
 
 @pytest.fixture
