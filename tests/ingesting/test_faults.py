@@ -70,7 +70,9 @@ _RUN = "import sys; from ssl_mednet.ingesting.run import ingest; ingest(sys.argv
 
 
 def _start(source: Path, out: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", _RUN, str(source), str(out)], stderr=subprocess.PIPE)
+    # A job in the background of a shell ignores Ctrl-C, and so would what it starts.
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{_RUN}"
+    return subprocess.Popen([sys.executable, "-c", code, str(source), str(out)], stderr=subprocess.PIPE)
 
 
 def _killed(source: Path, out: Path, draw: random.Random) -> bool:
