@@ -140,17 +140,21 @@ def test_robustness_asks_for_every_corruption_of_the_modality(
 
     def spied(weights: object, corpus: Corpus, rows: np.ndarray, *rest: object) -> np.ndarray:
         asked.append(rest[2])
+        if rest[2] is not None:
+            assert Counter(task.labels[rows].tolist()) == dict.fromkeys(range(5), 4)
         return original(weights, corpus, rows, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(protocols_module, "extract", spied)
-    said = ["protocols=[robustness]", "resamples=50", "gallery=0"]
+    said = ["protocols=[robustness]", "resamples=50", "gallery=0", "corrupted=20"]
     row = evaluate(["baseline:histogram"], data=TASK, out=tmp_path, overrides=said, quiet=True).rows[1]
     common = set.intersection(*(set(corruptions_of(m)) for m in task.classes))
     assert set(row["corruptions"]) == (common or set(corruptions_of("generic_gray")))
     assert {a for a in asked if a} == {(name, s) for name in row["corruptions"] for s in SEVERITIES}
     assert all(len(errors) == len(SEVERITIES) for errors in row["corruptions"].values())
     assert row["metrics"]["balanced_error"]["value"] == pytest.approx(np.mean(list(row["corruptions"].values())))
-    assert row["metrics"]["balanced_error"]["value"] >= row["metrics"]["clean_balanced_error"]["value"]
+    assert row["metrics"]["balanced_error"]["value"] > row["metrics"]["clean_balanced_error"]["value"] + 0.05
+    assert row["n"] == 20
+    assert len({error for errors in row["corruptions"].values() for error in errors}) > 3  # each has its own features
 
 
 def test_a_protocol_of_ones_own_stands_in_a_suite(tmp_path: Path) -> None:
