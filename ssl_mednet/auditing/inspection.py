@@ -177,7 +177,7 @@ def _marks(corpus: Corpus) -> dict[str, int] | None:
 
 def _lines(found: Inspection) -> Iterator[str]:
     yield f"{found.name}: {found.images} {found.channels} images, {found.labelled} with a label"
-    yield f"fingerprint {found.fingerprint[:24]}, {found.quarantined} files in quarantine"
+    yield f"fingerprint {found.fingerprint[:24]}, in quarantine: {found.quarantined}"
     yield ""
     yield f"{'modality':<18} {'images':>9}  {'bits':<8} {'height 5-50-95 %':<17} {'width 5-50-95 %':<17}"
     for part in found.modalities:

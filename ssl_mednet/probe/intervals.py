@@ -15,7 +15,7 @@ import numpy as np
 
 from ssl_mednet.errors import DataError
 from ssl_mednet.probe.checks import Array, ArrayLike, to_numpy
-from ssl_mednet.probe.metrics import Metric
+from ssl_mednet.probe.metrics import Metric, mean_of_defined
 
 LEVEL = (2.5, 97.5)
 Verdict = Literal["better", "worse", "cannot tell"]
@@ -133,15 +133,8 @@ def resample(
         blocks = [np.stack([f(w) for f in prepared]) for w in resample_weights(len(targets), groups, n, seed)]
         draws = np.concatenate([*blocks, np.empty((len(fits), 0))], axis=1)  # [D, n]
         mixed = draws[chosen.T, np.arange(n)] if len(fits) > 1 else draws
-        out[name] = Resampled(float(_mean(whole[:, None])[0]), _mean(mixed), single)
+        out[name] = Resampled(float(mean_of_defined(whole[:, None])[0]), mean_of_defined(mixed), single)
     return out
-
-
-def _mean(values: Array) -> Array:
-    """Over the first axis, of what is defined; NaN where nothing is."""
-    defined = ~np.isnan(values)
-    total = np.where(defined, values, 0.0).sum(axis=0)
-    return np.divide(total, defined.sum(axis=0), out=np.full(total.shape, np.nan), where=defined.any(axis=0))
 
 
 def bootstrap(

@@ -59,7 +59,7 @@ def _ratio(top: Array, bottom: Array) -> Array:
     return np.divide(top, bottom, out=np.full(np.broadcast_shapes(top.shape, bottom.shape), np.nan), where=bottom != 0)
 
 
-def _macro(values: Array) -> Array:
+def mean_of_defined(values: Array) -> Array:
     """Mean over the first axis of what is defined; NaN where nothing is."""
     defined = ~np.isnan(values)
     return _ratio(np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0))
@@ -118,12 +118,12 @@ def _rankings(targets: Array, scores: Array) -> list[_Ranking]:
 
 def _auroc(targets: Array, scores: Array) -> Weighted:
     rankings = _rankings(targets, scores)
-    return lambda weights: _macro(np.stack([r.auroc(weights) for r in rankings]))
+    return lambda weights: mean_of_defined(np.stack([r.auroc(weights) for r in rankings]))
 
 
 def _average_precision(targets: Array, scores: Array) -> Weighted:
     rankings = _rankings(targets, scores)
-    return lambda weights: _macro(np.stack([r.average_precision(weights) for r in rankings]))
+    return lambda weights: mean_of_defined(np.stack([r.average_precision(weights) for r in rankings]))
 
 
 def per_class_auroc(targets: ArrayLike, scores: ArrayLike) -> Array:
@@ -169,18 +169,18 @@ def _hits(counts: Array) -> Array:
 
 
 def _accuracy(counts: Array, multilabel: bool) -> Array:
-    return _macro(_ratio(_hits(counts).sum(axis=1), counts.sum(axis=(1, 2))))
+    return mean_of_defined(_ratio(_hits(counts).sum(axis=1), counts.sum(axis=(1, 2))))
 
 
 def _balanced_accuracy(counts: Array, multilabel: bool) -> Array:
     recall = _ratio(_hits(counts), counts.sum(axis=2))
-    return _macro(_macro(recall.swapaxes(0, 1)))
+    return mean_of_defined(mean_of_defined(recall.swapaxes(0, 1)))
 
 
 def _macro_f1(counts: Array, multilabel: bool) -> Array:
     """2 TP / (2 TP + FP + FN) over classes that occur as truth or decision; for multi-label of the positive side."""
     f1 = _ratio(2 * _hits(counts), counts.sum(axis=2) + counts.sum(axis=1))
-    return _macro(f1[:, 1] if multilabel else f1[0])
+    return mean_of_defined(f1[:, 1] if multilabel else f1[0])
 
 
 def _quadratic_kappa(counts: Array, multilabel: bool) -> Array:
