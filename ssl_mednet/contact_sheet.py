@@ -21,7 +21,7 @@ from ssl_mednet.draws import Draws
 from ssl_mednet.errors import UserError
 from ssl_mednet.imaging.modality import BY_CODE
 from ssl_mednet.methods import METHODS
-from ssl_mednet.pretraining.run import build_views, recipe_corpus, recipe_rows
+from ssl_mednet.pretraining.build import build_views, recipe_corpus, recipe_rows
 from ssl_mednet.recipe import load_recipe
 
 SHOWN = 128  # side of a picture on the page, pixels

@@ -16,7 +16,7 @@ from ssl_mednet import preview
 from ssl_mednet.contact_sheet import SHOWN, make_sheets
 from ssl_mednet.draws import Draws
 from ssl_mednet.errors import UserError
-from ssl_mednet.pretraining.run import build_module, recipe_corpus
+from ssl_mednet.pretraining.build import build_module, recipe_corpus
 from ssl_mednet.recipe import load_recipe
 
 SMALL = ["data.image_size=32", "backbone.name=test_resnet"]

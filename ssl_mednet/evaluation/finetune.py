@@ -290,7 +290,7 @@ class _Best:
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
     """What pretraining would compute in."""
-    from ssl_mednet.pretraining.run import resolve_precision  # brings Lightning along
+    from ssl_mednet.pretraining.build import resolve_precision  # brings Lightning along
 
     train = {"precision": precision, "device": device.type}
     return _DTYPES[resolve_precision(Recipe.model_validate({"train": train}))]

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import platform
-import shutil
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +18,25 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from ssl_mednet.augment.views import ViewMaker
 from ssl_mednet.backbones.artifact import Preprocessing, save_backbone
-from ssl_mednet.backbones.factory import backbone_args, backbone_kind, create_backbone
 from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
-from ssl_mednet.data.corpus import QUARANTINE, Corpus, CorpusSpec, open_corpus
+from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.data.loader import BatchStream
-from ssl_mednet.errors import DataError, RecipeError, UserError
-from ssl_mednet.imaging.modality import CHANNEL_COUNT
-from ssl_mednet.methods import METHODS, Method, View
+from ssl_mednet.errors import RecipeError, UserError
+from ssl_mednet.pretraining.build import (
+    build_module,
+    model_args,
+    recipe_corpus,
+    recipe_rows,
+    resolve_precision,
+    with_length,
+)
+from ssl_mednet.pretraining.checkpoints import CHECKPOINT, Checkpoints, last_step
+from ssl_mednet.pretraining.curves import Curves, ProgressBar
+from ssl_mednet.pretraining.folder import BACKBONE, RECIPE, check_same, run_folder, write_header
 from ssl_mednet.pretraining.module import PretrainModule
-from ssl_mednet.pretraining.monitor import CHECKPOINT, Checkpoints, Curves, Pictures, ProgressBar
+from ssl_mednet.pretraining.pictures import Pictures
 from ssl_mednet.recipe import Recipe, load_recipe
-
-RECIPE, ENVIRONMENT, BACKBONE = "recipe.yaml", "environment.json", "backbone"
-DEFAULT_EPOCHS = 100.0
 
 
 class Stopped(UserError):
@@ -92,11 +92,11 @@ def pretrain(
             raise RecipeError("no recipe given", "--recipe NAME starts a run, --resume --out RUN continues one")
         recipe = Path(out) / RECIPE
     plan = load_recipe(recipe, said)
-    folder = _run_folder(plan, out, resume)
+    folder = run_folder(plan, out, resume)
     corpus = recipe_corpus(plan, quiet)
     rows = recipe_rows(plan, corpus)
-    plan = _with_length(plan, len(rows))
-    _check_same(plan, folder)
+    plan = with_length(plan, len(rows))
+    check_same(plan, folder)
     held_out = _held_out(plan, corpus, rows, quiet)
     with _quiet_libraries(), torch.random.fork_rng():
         return _run(plan, corpus, rows, held_out, folder, quiet)
@@ -110,14 +110,14 @@ def _run(
     mean, std = corpus.statistics(rows)
     batch_size = recipe.optim.batch_size // recipe.optim.accumulate
     stream = BatchStream(corpus, rows, batch_size, recipe.train.seed, sampling=recipe.data.sampling)
-    start = _last_step(folder)
+    start = last_step(folder)
     if start >= steps and (folder / BACKBONE).is_dir():
         raise UserError(f"{folder}: this run is finished ({start} steps)", "train.steps=N with another --out goes on")
     module = build_module(recipe, steps, mean, std)
     policies = Counter[str]()
     for modality, count in corpus.modalities(rows).items():
         policies[module.views.policy_of(modality)] += count
-    _write_header(recipe, folder, corpus, policies)
+    write_header(recipe, folder, corpus, policies)
     stream.start = start * recipe.optim.accumulate
     checkpoints = Checkpoints(folder, recipe.train.checkpoint_every)
     bar = ProgressBar(recipe.name, quiet)
@@ -136,54 +136,6 @@ def _run(
     return Result(folder, steps, len(rows), corpus.meta["skipped"], bar.images_per_second, policies)
 
 
-def build_module(recipe: Recipe, steps: int, mean: tuple[float, ...], std: tuple[float, ...]) -> PretrainModule:
-    """Backbone, method and views of a recipe, with weights that depend on the seed only."""
-    torch.manual_seed(recipe.train.seed)
-    cls = METHODS.get(recipe.method.name)
-    backbone = create_backbone(recipe.backbone.name, _model_args(recipe))
-    method: Method = cls(backbone, cls.Config(**recipe.method.settings))
-    views = build_views(recipe, method.views, mean, std)
-    return PretrainModule(recipe, method, views, steps, channels_last=backbone_kind(recipe.backbone.name) == "cnn")
-
-
-def build_views(recipe: Recipe, specs: Sequence[View], mean: tuple[float, ...], std: tuple[float, ...]) -> ViewMaker:
-    """What makes the views of a recipe for a method that wants ``specs``."""
-    augment = recipe.augment
-    if augment.min_crop is not None:
-        specs = [replace(view, scale=(augment.min_crop, view.scale[1])) for view in specs]
-    return ViewMaker(specs, augment.policy, augment.strength, recipe.data.image_size, mean, std, augment.override)
-
-
-def _model_args(recipe: Recipe) -> dict[str, Any]:
-    backbone, channels = recipe.backbone, CHANNEL_COUNT[recipe.data.channels]
-    return backbone_args(
-        backbone.name, channels, recipe.data.image_size, backbone.patch_size, backbone.stem, dict(backbone.args)
-    )
-
-
-def recipe_corpus(recipe: Recipe, quiet: bool) -> Corpus:
-    """The images that a recipe pretrains on."""
-    data = recipe.data
-    spec = CorpusSpec(data.channels, data.store_size or 2 * data.image_size, data.modality, data.convert)
-    return open_corpus(data.source, spec, quiet)
-
-
-def recipe_rows(recipe: Recipe, corpus: Corpus) -> np.ndarray:
-    """The rows of its corpus that a recipe pretrains on.
-
-    Raises:
-        DataError: only good rows are wanted and nobody has marked them, or none is left.
-    """
-    rows = corpus.rows(recipe.data.split)
-    if recipe.data.keep == "good":
-        from ssl_mednet.auditing.quality import read_marks
-
-        rows = rows[read_marks(corpus).keep[rows]]
-        if not len(rows):
-            raise DataError(f"{corpus.folder}: none of its rows is good", "data.keep=all trains on all of them")
-    return rows
-
-
 def _held_out(recipe: Recipe, corpus: Corpus, rows: np.ndarray, quiet: bool) -> dict[str, Any]:
     """What is known of the test images of the suite that the recipe names; empty where it names none."""
     if not recipe.data.held_out:
@@ -191,67 +143,6 @@ def _held_out(recipe: Recipe, corpus: Corpus, rows: np.ndarray, quiet: bool) -> 
     from ssl_mednet.auditing.audit import refuse
 
     return refuse(corpus, recipe.data.held_out, recipe.data.allow_contamination, rows, quiet)
-
-
-def _with_length(recipe: Recipe, images: int) -> Recipe:
-    """The recipe with the number of steps stated."""
-    if recipe.train.steps is not None:
-        return recipe
-    epochs = recipe.train.epochs or DEFAULT_EPOCHS
-    steps = max(1, round(epochs * images / recipe.optim.batch_size))
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": steps, "epochs": None})})
-
-
-def _run_folder(recipe: Recipe, out: str | Path | None, resume: bool) -> Path:
-    if out is None:
-        base = Path("runs") / recipe.name
-        number = 1
-        folder = base
-        while not resume and (folder / RECIPE).exists():
-            number += 1
-            folder = base.with_name(f"{base.name}-{number}")
-        return folder
-    folder = Path(out).expanduser()
-    if not resume and (folder / RECIPE).exists():
-        raise RecipeError(f"{folder}: holds a run already", "--resume continues it; or choose another --out")
-    if folder.exists() and not folder.is_dir():
-        raise RecipeError(f"{folder}: is a file, --out names a folder")
-    return folder
-
-
-def _check_same(recipe: Recipe, folder: Path) -> None:
-    """A run goes on with the recipe it began with.
-
-    Raises:
-        RecipeError: it would not; the message has every key that differs.
-    """
-    if not (folder / RECIPE).is_file():
-        return
-    began = load_recipe(folder / RECIPE)
-    before, now = _flat(began.model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
-    changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
-    if changed:
-        raise RecipeError(
-            f"{folder}: the run began with another recipe ({'; '.join(changed)})",
-            f"leave --recipe and overrides out to go on with {folder / RECIPE}, or choose another --out",
-        )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _last_step(folder: Path) -> int:
-    path = folder / CHECKPOINT
-    if not path.is_file():
-        return 0
-    try:
-        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    except Exception as error:
-        raise UserError(f"{path}: the checkpoint cannot be read: {error}", "remove it to start again") from error
 
 
 def _trainer(recipe: Recipe, folder: Path, steps: int, start: int, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -270,40 +161,6 @@ def _trainer(recipe: Recipe, folder: Path, steps: int, start: int, callbacks: li
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-
-
-def resolve_precision(recipe: Recipe) -> str:
-    """Lightning's name of the precision; ``auto`` is bfloat16 where the hardware multiplies it natively."""
-    names = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-    chosen = recipe.train.precision
-    if chosen != "auto":
-        return names[chosen]
-    on_gpu = recipe.train.device in ("auto", "cuda", "gpu") and torch.cuda.is_available()
-    if on_gpu:
-        return names["bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"]
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    on_cpu = recipe.train.device == "cpu" or not torch.backends.mps.is_available()
-    return names["bf16" if on_cpu and native else "float32"]
-
-
-def _write_header(recipe: Recipe, folder: Path, corpus: Corpus, policies: dict[str, int]) -> None:
-    """The resolved recipe, the environment and the list of skipped files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE).write_text(recipe.to_yaml())
-    packages = ("ssl-mednet", "torch", "torchvision", "pytorch-lightning", "lightly", "timm", "kornia", "numpy")
-    environment = {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "precision": resolve_precision(recipe),
-        "images_by_policy": dict(policies),
-        "packages": {name: metadata.version(name) for name in packages},
-    }
-    (folder / ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n")
-    if corpus.meta["skipped"]:
-        shutil.copyfile(corpus.folder / QUARANTINE, folder / QUARANTINE)
 
 
 def _save(
@@ -333,7 +190,7 @@ def _save(
         },
     }
     encoder = module.method.encoder
-    save_backbone(encoder, folder / BACKBONE, recipe.backbone.name, _model_args(recipe), preprocessing, provenance)
+    save_backbone(encoder, folder / BACKBONE, recipe.backbone.name, model_args(recipe), preprocessing, provenance)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from ssl_mednet.data.corpus import Corpus, CorpusSpec
 from ssl_mednet.errors import DataError
 from ssl_mednet.ingesting.hashes import perceptual_hash
 from ssl_mednet.ingesting.run import ingest, ingest_opened
-from ssl_mednet.pretraining.run import recipe_rows
+from ssl_mednet.pretraining.build import recipe_rows
 from ssl_mednet.recipe import load_recipe
 
 

@@ -29,7 +29,7 @@ from ssl_mednet.draws import Draws
 from ssl_mednet.imaging.batch import ImageBatch
 from ssl_mednet.imaging.modality import MODALITIES
 from ssl_mednet.methods import View
-from ssl_mednet.pretraining.run import build_module
+from ssl_mednet.pretraining.build import build_module
 from ssl_mednet.recipe import load_recipe
 
 SIZE, SOURCE = 64, 128

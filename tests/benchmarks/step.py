@@ -24,9 +24,10 @@ import pytorch_lightning as pl
 import torch
 
 from ssl_mednet.data.loader import BatchStream
+from ssl_mednet.pretraining.build import build_module, recipe_corpus
+from ssl_mednet.pretraining.curves import Curves
 from ssl_mednet.pretraining.module import PretrainModule
-from ssl_mednet.pretraining.monitor import Curves
-from ssl_mednet.pretraining.run import _quiet_libraries, _trainer, build_module, recipe_corpus
+from ssl_mednet.pretraining.run import _quiet_libraries, _trainer
 from ssl_mednet.recipe import Recipe, load_recipe
 
 SETUPS = {

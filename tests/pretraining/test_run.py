@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from ssl_mednet import load_backbone, pretrain
 from ssl_mednet.errors import RecipeError, UserError
 from ssl_mednet.pretraining import run as run_module
-from ssl_mednet.pretraining.monitor import feature_std, rank_me
+from ssl_mednet.pretraining.health import feature_std, rank_me
 from ssl_mednet.recipe import load_recipe
 from ssl_mednet.shipped import list_shipped
 

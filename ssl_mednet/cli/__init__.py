@@ -1,0 +1,52 @@
+"""The command line: one thin command a verb. Heavy libraries are imported by the verbs that need them."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+
+from ssl_mednet.cli.app import app
+from ssl_mednet.errors import UserError
+
+for _verbs in ("training", "evaluation", "corpora", "things"):  # in the order of --help; each adds its verbs
+    importlib.import_module(f"ssl_mednet.cli.{_verbs}")
+
+# Options that take several values, as in `--weights RUN random:resnet18`; the parser knows repeated options only.
+_SEVERAL = ("--weights", "--data", "--against")
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+def expand_several(arguments: list[str]) -> list[str]:
+    """``--weights A B key=v`` as ``--weights A --weights B key=v``.
+
+    >>> expand_several(["evaluate", "--weights", "runs/a", "random:", "--data", "x.zip", "seed=1"])
+    ['evaluate', '--weights', 'runs/a', '--weights', 'random:', '--data', 'x.zip', 'seed=1']
+    """
+    expanded: list[str] = []
+    option, values = "", 0
+    for argument in arguments:
+        if argument.startswith("-"):
+            long = {"-w": "--weights", "-d": "--data", "-a": "--against"}.get(argument, argument)
+            option, values = (long, 0) if long in _SEVERAL else ("", 0)
+            expanded.append(argument)
+        elif option and values and not _OVERRIDE.match(argument):
+            expanded += [option, argument]
+        else:
+            values += 1
+            if _OVERRIDE.match(argument):
+                option = ""
+            expanded.append(argument)
+    return expanded
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one line and an exit code."""
+    try:
+        app(args=expand_several(sys.argv[1:]), prog_name="ssl-mednet")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,3 @@
+from ssl_mednet.cli import main
+
+main()

@@ -1,0 +1,78 @@
+"""Verbs that train or show what training sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssl_mednet.cli.app import Overrides, Quiet, app
+from ssl_mednet.errors import UserError
+
+
+@app.command()
+def pretrain(
+    overrides: Overrides = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Path, or the name of a shipped one.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", "-d", help="Folder, zip, tar, npz, file, phantoms:gray or phantoms:color."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; by default runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pretrain a backbone on unlabeled images.
+
+    [bold]Examples[/bold]
+
+    ssl-mednet pretrain --recipe mae_gray.yaml
+
+    ssl-mednet pretrain --recipe simclr_gray.yaml --data scans.zip --out runs/mine train.epochs=50
+
+    ssl-mednet pretrain --resume --out runs/mine
+    """
+    if data and len(data) > 1:
+        raise UserError(f"pretrain takes one --data, not {len(data)}", "put them into one folder or archive")
+    if recipe is not None:
+        from ssl_mednet.recipe import read_recipe
+
+        read_recipe(recipe, overrides)  # what is wrong in it is told before torch is loaded
+    from ssl_mednet.pretraining.run import pretrain as run
+
+    result = run(recipe, data[0] if data else None, out, resume, overrides, quiet)
+    if result.skipped:
+        print(f"skipped {result.skipped} files that could not be used: {result.folder / 'quarantine.csv'}")
+    print("augmented as " + ", ".join(f"{name} ({count})" for name, count in result.policies.items()))
+    print(f"pretrained on {result.images} images, {result.steps} steps, {result.images_per_second:.0f} img/s")
+    print(f"backbone:  {result.folder / 'backbone'}")
+    print(f"curves:    tensorboard --logdir {result.folder}")
+    print(f"next:      ssl-mednet evaluate --weights {result.folder} random: --data LABELLED")
+
+
+@app.command()
+def preview(
+    overrides: Overrides = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="Path, or the name of a shipped one.")
+    ] = "simclr_gray.yaml",
+    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="As in pretrain.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A page (.html) or picture (.png).")] = Path("preview.html"),
+    images: Annotated[int, typer.Option("--images", "-n", min=1, help="How many of each modality.")] = 4,
+    step: Annotated[int, typer.Option("--step", min=0, help="The training step whose views are shown.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Look at what augmentation does: originals, views, and each op with what was drawn for it.
+
+    [bold]Examples[/bold]
+
+    ssl-mednet preview --recipe simclr_gray.yaml --data scans.zip
+
+    ssl-mednet preview --recipe simclr_color.yaml --out preview.png augment.strength=0.5
+    """
+    if data and len(data) > 1:
+        raise UserError(f"preview takes one --data, not {len(data)}")
+    from ssl_mednet.contact_sheet import preview as run
+
+    print(f"preview: {run(recipe, data[0] if data else None, out, images, step, overrides, quiet)}")

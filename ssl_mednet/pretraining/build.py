@@ -1,0 +1,92 @@
+"""From a recipe to what it names: images, rows, views, backbone and method, precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssl_mednet.augment.views import ViewMaker
+from ssl_mednet.backbones.factory import backbone_args, backbone_kind, create_backbone
+from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
+from ssl_mednet.errors import DataError
+from ssl_mednet.imaging.modality import CHANNEL_COUNT
+from ssl_mednet.methods import METHODS, Method, View
+from ssl_mednet.pretraining.module import PretrainModule
+from ssl_mednet.recipe import Recipe
+
+DEFAULT_EPOCHS = 100.0
+
+
+def build_module(recipe: Recipe, steps: int, mean: tuple[float, ...], std: tuple[float, ...]) -> PretrainModule:
+    """Backbone, method and views of a recipe, with weights that depend on the seed only."""
+    torch.manual_seed(recipe.train.seed)
+    cls = METHODS.get(recipe.method.name)
+    backbone = create_backbone(recipe.backbone.name, model_args(recipe))
+    method: Method = cls(backbone, cls.Config(**recipe.method.settings))
+    views = build_views(recipe, method.views, mean, std)
+    return PretrainModule(recipe, method, views, steps, channels_last=backbone_kind(recipe.backbone.name) == "cnn")
+
+
+def build_views(recipe: Recipe, specs: Sequence[View], mean: tuple[float, ...], std: tuple[float, ...]) -> ViewMaker:
+    """What makes the views of a recipe for a method that wants ``specs``."""
+    augment = recipe.augment
+    if augment.min_crop is not None:
+        specs = [replace(view, scale=(augment.min_crop, view.scale[1])) for view in specs]
+    return ViewMaker(specs, augment.policy, augment.strength, recipe.data.image_size, mean, std, augment.override)
+
+
+def model_args(recipe: Recipe) -> dict[str, Any]:
+    backbone, channels = recipe.backbone, CHANNEL_COUNT[recipe.data.channels]
+    return backbone_args(
+        backbone.name, channels, recipe.data.image_size, backbone.patch_size, backbone.stem, dict(backbone.args)
+    )
+
+
+def recipe_corpus(recipe: Recipe, quiet: bool) -> Corpus:
+    """The images that a recipe pretrains on."""
+    data = recipe.data
+    spec = CorpusSpec(data.channels, data.store_size or 2 * data.image_size, data.modality, data.convert)
+    return open_corpus(data.source, spec, quiet)
+
+
+def recipe_rows(recipe: Recipe, corpus: Corpus) -> np.ndarray:
+    """The rows of its corpus that a recipe pretrains on.
+
+    Raises:
+        DataError: only good rows are wanted and nobody has marked them, or none is left.
+    """
+    rows = corpus.rows(recipe.data.split)
+    if recipe.data.keep == "good":
+        from ssl_mednet.auditing.quality import read_marks
+
+        rows = rows[read_marks(corpus).keep[rows]]
+        if not len(rows):
+            raise DataError(f"{corpus.folder}: none of its rows is good", "data.keep=all trains on all of them")
+    return rows
+
+
+def with_length(recipe: Recipe, images: int) -> Recipe:
+    """The recipe with the number of steps stated."""
+    if recipe.train.steps is not None:
+        return recipe
+    epochs = recipe.train.epochs or DEFAULT_EPOCHS
+    steps = max(1, round(epochs * images / recipe.optim.batch_size))
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": steps, "epochs": None})})
+
+
+def resolve_precision(recipe: Recipe) -> str:
+    """Lightning's name of the precision; ``auto`` is bfloat16 where the hardware multiplies it natively."""
+    names = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+    chosen = recipe.train.precision
+    if chosen != "auto":
+        return names[chosen]
+    on_gpu = recipe.train.device in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+    if on_gpu:
+        return names["bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"]
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    on_cpu = recipe.train.device == "cpu" or not torch.backends.mps.is_available()
+    return names["bf16" if on_cpu and native else "float32"]
