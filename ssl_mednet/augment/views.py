@@ -10,10 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ssl_mednet.augment.geometry import Pyramid, draw_matrix, per_row, places, warp
+from ssl_mednet.augment.geometry import draw_matrix, per_row
 from ssl_mednet.augment.ops import Params, choose, run
 from ssl_mednet.augment.physics.ct import RandomWindow
 from ssl_mednet.augment.policy import BuiltPolicy, build, policy_name
+from ssl_mednet.augment.warp import Pyramid, places, warp
 from ssl_mednet.draws import Draws
 from ssl_mednet.imaging.batch import ImageBatch, seen_through
 from ssl_mednet.imaging.modality import BY_CODE
@@ -77,7 +78,7 @@ class ViewMaker(nn.Module):
         """
         with torch.autocast(batch.pixels.device.type, enabled=False):
             groups = self._groups(batch)
-            stored = Pyramid(batch.pixels.float())
+            stored = Pyramid(batch.pixels)
             made: dict[int, Tensor] = {}
             alike: dict[tuple[float, bool], list[int]] = {}
             for i, spec in enumerate(self.views):
@@ -222,9 +223,11 @@ class Scene:
         """``[V * B, C, S, S]`` in [0, 1]: every source sampled once, then seen through its window."""
         rows = self.rows.to(self.matrix.device)
         sizes, black = self.batch.sizes[rows], self.window[:, 0]
-        source = None if torch.equal(self.order, torch.arange(len(self.batch))) else rows
-        values = warp(self.stored, sizes, self.matrix, self.size, self.reflect, black, source)
-        return seen_through(self.window, values)
+
+        def finish(values: Tensor, index: Tensor) -> Tensor:
+            return seen_through(self.window[index], values)
+
+        return warp(self.stored, sizes, self.matrix, self.size, self.reflect, black, rows, finish)
 
     def tell(self, pictures: Tensor, name: str, index: Tensor, params: Params, images: Tensor) -> None:
         """Tell the trace of an op on some of the pictures, named as in ``order``, which ``images`` shows all of."""

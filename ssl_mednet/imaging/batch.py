@@ -42,12 +42,8 @@ class ImageBatch:
     def take(self, index: Tensor) -> ImageBatch:
         """Some of the rows, in the order of ``index`` (on the CPU, or on the device of the pixels)."""
         there, here = index.to(self.pixels.device), index.cpu()
-        # torch moves uint16 by far slower than int16, and the bits are the same.
-        wide = self.pixels.dtype == torch.uint16
-        pixels = self.pixels.view(torch.int16) if wide else self.pixels
-        chosen = pixels.index_select(0, there)
         return ImageBatch(
-            chosen.view(torch.uint16) if wide else chosen,
+            select_images(self.pixels, there),
             self.sizes[there],
             self.window[there],
             self.modality[here],
@@ -65,10 +61,17 @@ class ImageBatch:
 
     def unit(self) -> Tensor:
         """``[B, C, H, W]`` float32 in [0, 1]: every image through its own window, clipped."""
-        return seen_through(self.window, self.pixels.to(torch.float32))
+        return seen_through(self.window, self.pixels.to(torch.float32, copy=True))
+
+
+def select_images(images: Tensor, index: Tensor) -> Tensor:
+    """``images[index]`` of any type: torch moves uint16 by far slower than int16, and the bits are the same."""
+    if images.dtype != torch.uint16:
+        return images.index_select(0, index)
+    return images.view(torch.int16).index_select(0, index).view(torch.uint16)
 
 
 def seen_through(window: Tensor, values: Tensor) -> Tensor:
-    """Stored values ``[N, C, H, W]`` as [0, 1] through the window ``[N, 2]`` of each, clipped."""
+    """Stored values ``[N, C, H, W]`` as [0, 1] through the window ``[N, 2]`` of each, clipped; written over them."""
     low, high = (window[:, i].view(-1, 1, 1, 1) for i in (0, 1))
-    return ((values - low) * (1.0 / (high - low))).clamp_(0.0, 1.0)
+    return values.sub_(low).mul_(1.0 / (high - low)).clamp_(0.0, 1.0)

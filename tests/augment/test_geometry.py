@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_mednet.augment.geometry import Geometry, draw_matrix, warp
+from ssl_mednet.augment.geometry import Geometry, draw_matrix
+from ssl_mednet.augment.warp import Pyramid, warp
 from ssl_mednet.draws import Draws
 
 
@@ -133,3 +134,15 @@ def test_strength_zero_leaves_the_crop_only() -> None:
     geometry = Geometry(vertical_flip=0.5, quarter_turns=True, rotate=30, translate=0.2, zoom=0.2, shear=10)
     matrix = draw_matrix(geometry.scaled(0), (1.0, 1.0), sizes(20, 64, 64), draws(20))
     torch.testing.assert_close(matrix, whole(64, 64).expand(20, 2, 3), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+@pytest.mark.parametrize(("height", "width"), [(16, 24), (15, 20), (9, 7)])
+def test_stored_integers_are_halved_as_their_floats_are(dtype: torch.dtype, height: int, width: int) -> None:
+    top = torch.iinfo(dtype).max
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, top + 1, (3, 2, height, width), generator=generator)
+    images[0] = top
+    integers, floats = Pyramid(images.to(dtype)), Pyramid(images.float())
+    for level in (1, 2):
+        assert torch.equal(integers.level(level), floats.level(level))
