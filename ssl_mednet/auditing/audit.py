@@ -28,6 +28,7 @@ from ssl_mednet.errors import DataError, UserError
 from ssl_mednet.evaluation.run import open_set
 from ssl_mednet.evaluation.suite import SetSection, Suite, load_suite
 from ssl_mednet.files import replacing
+from ssl_mednet.probe import unit_rows
 
 COSINE = 0.98
 _FORMAT = 1  # part of the cache key: pairs found another way are never read
@@ -229,17 +230,13 @@ def _by_embedding(corpus: Corpus, task: LabelledSet, spec: str, cosine: float, q
     mine = np.flatnonzero(records(corpus).clear)
     features = extract(weights, task.corpus, theirs, device, quiet)
     mean = features.mean(axis=0)  # what all images share would make all of them alike
-    wanted = _unit(features - mean)
+    wanted = unit_rows(features - mean)
     parts = []
     for start in range(0, len(mine), _ROWS):
         rows = mine[start : start + _ROWS]
-        own = _unit(extract(weights, corpus, rows, device, quiet) - mean)
+        own = unit_rows(extract(weights, corpus, rows, device, quiet) - mean)
         parts.append(embedding_between(own, wanted, cosine).within(rows, theirs))
     return Pairs.joined(parts)
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 def _count(name: str, split: str, images: int, found: dict[str, Pairs]) -> Count:

@@ -14,6 +14,7 @@ from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.evaluation.protocols import Bench
 from ssl_mednet.evaluation.results import Row
 from ssl_mednet.evaluation.subsets import balanced
+from ssl_mednet.probe import unit_rows
 
 FOLDER = "gallery"
 SIDE = 56  # of a thumbnail, pixels
@@ -40,8 +41,8 @@ def map_features(bench: Bench, folder: Path) -> tuple[Path, np.ndarray]:
 
     queries = sample[balanced(task.labels[test[sample]], QUERIES)]
     index = faiss.IndexFlatIP(features.shape[1])
-    index.add(_unit(bench.features("train")))
-    similarity, neighbours = index.search(_unit(bench.features("test")[queries]), min(NEIGHBOURS, index.ntotal))
+    index.add(unit_rows(bench.features("train")))
+    similarity, neighbours = index.search(unit_rows(bench.features("test")[queries]), min(NEIGHBOURS, index.ntotal))
     neighbours = task.splits["train"][neighbours]
     path = folder / FOLDER / f"{slug(task.name)}--{slug(bench.weights.name)}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,3 @@ def slug(name: str) -> str:
 def _numbers(task: LabelledSet, ids: np.ndarray) -> np.ndarray:
     """Class numbers; -1 where an image may have several findings."""
     return np.full(ids.shape, -1) if task.multilabel else task.labels[ids]
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12), np.float32)

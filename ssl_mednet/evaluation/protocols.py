@@ -22,7 +22,7 @@ from ssl_mednet.evaluation.finetune import finetune
 from ssl_mednet.evaluation.subsets import balanced, few_shot, fraction
 from ssl_mednet.evaluation.suite import Suite
 from ssl_mednet.evaluation.weights import Weights
-from ssl_mednet.probe import LinearProbe, fit_linear, fit_path, knn_scores, select_k
+from ssl_mednet.probe import LinearProbe, fit_linear, fit_path, knn_scores, select_k, unit_rows
 from ssl_mednet.registry import Registry
 
 
@@ -189,11 +189,11 @@ def few_shot_linear(bench: Bench, job: Job) -> Outcome:
 @register_protocol("few_shot_centroid", "shots", "draws", "temperature")
 def few_shot_centroid(bench: Bench, job: Job) -> Outcome:
     """Cosine to the mean of the normalised features of each class, as a softmax (Snell et al. 2017, equation 2)."""
-    x, labels = _unit(bench.features("train")), bench.labels("train")
+    x, labels = unit_rows(bench.features("train")), bench.labels("train")
     subsets, temperature = _draws(bench, job), bench.suite.temperature
 
     def scored(split: str) -> list[np.ndarray]:
-        queries = _unit(bench.features(split))
+        queries = unit_rows(bench.features(split))
         return [_centroid_scores(x[s], labels[s], queries, len(bench.task.classes), temperature) for s in subsets]
 
     return _outcome(scored, subsets, {"temperature": temperature})
@@ -252,14 +252,10 @@ def _outcome(
     return Outcome(np.stack(test), used, chosen=chosen, more={"draws": len(subsets), **more})
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
-    return features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12)
-
-
 def _centroid_scores(
     x: np.ndarray, labels: np.ndarray, queries: np.ndarray, count: int, temperature: float
 ) -> np.ndarray:
-    centroids = _unit(np.stack([x[labels == c].sum(axis=0) for c in range(count)]))
+    centroids = unit_rows(np.stack([x[labels == c].sum(axis=0) for c in range(count)]))
     logits = queries @ centroids.T / temperature
     logits[:, ~np.isin(np.arange(count), labels)] = -np.inf  # a class that was never seen
     return np.asarray(torch.softmax(torch.from_numpy(logits).double(), dim=1).numpy())

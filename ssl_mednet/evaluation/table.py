@@ -14,6 +14,7 @@ from ssl_mednet.evaluation.results import Row
 from ssl_mednet.evaluation.weights import short_name
 
 _WIDTH = 22  # of a name, characters
+_NO_GROUPS = "the set names no groups"
 _TURNED = {"better": "worse", "worse": "better", "cannot tell": "unclear"}  # what A is to B, and what B is to A
 
 
@@ -58,6 +59,7 @@ def _fewer_labels(rows: list[Row]) -> Table:
     title = "fewer labels: AUROC by labels a class, or by share of all labels"
     drawn = max((r["draws"] for r in rows if "draws" in r), default=0)
     caption = f"mean over {drawn} draws of the labels, the same for all weights" if drawn else "one draw of the labels"
+    caption += "" if rows[0]["grouped"] else f"; {_NO_GROUPS}"
     table = _table(title, caption, "weights", "probe")
     for shots, share in amounts:
         table.add_column(str(shots) if shots else f"{100 * share:g} %", no_wrap=True)
@@ -70,7 +72,7 @@ def _fewer_labels(rows: list[Row]) -> Table:
 
 
 def _robustness(rows: list[Row]) -> Table:
-    caption = "corrupted: mean over corruptions and severities"
+    caption = f"corrupted: mean over corruptions and severities; {_intervals(rows[0])}"
     table = _table("robustness: balanced error of the linear probe", caption, "weights")
     for name in ("clean images", "corrupted images"):
         table.add_column(name, no_wrap=True)
@@ -121,9 +123,12 @@ def _three(value: float) -> str:
     return f"{value:.2f}" if value >= 0.9995 else f"{value:.3f}".removeprefix("0")
 
 
+def _intervals(row: Row) -> str:
+    return f"95 % intervals by bootstrap over {'groups' if row['grouped'] else f'images: {_NO_GROUPS}'}"
+
+
 def _caption(row: Row) -> str:
-    over = "groups" if row["grouped"] else "images: the set names no groups"
-    notes = [f"95 % intervals by bootstrap over {over}"]
+    notes = [_intervals(row)]
     if sum(row["copies"].values()):
         exact, near = row["copies"]["exact"], row["copies"]["near"]
         notes.append(f"of the test images {exact} are training images too, and {near} nearly so")

@@ -1,6 +1,7 @@
 """Features and labels -> scores: pure functions that know nothing of images, files or backbones."""
 
 from ssl_mednet.probe.calibration import best_threshold, fit_temperature, with_temperature
+from ssl_mednet.probe.checks import unit_rows
 from ssl_mednet.probe.intervals import (
     Difference,
     Interval,
@@ -37,5 +38,6 @@ __all__ = [
     "per_class_recall",
     "resample",
     "select_k",
+    "unit_rows",
     "with_temperature",
 ]

@@ -28,10 +28,26 @@ def check_features(features: ArrayLike, name: str, width: int | None = None) -> 
     if tensor.ndim != 2 or (width is not None and tensor.shape[1] != width):
         want = "D" if width is None else str(width)
         raise DataError(f"{name} features have shape {list(tensor.shape)}, wanted [N, {want}]")
-    bad = int((~torch.isfinite(tensor)).any(dim=1).sum())
-    if bad:
-        raise DataError(f"{bad} of {len(tensor)} {name} features hold NaN or infinity", "did the pretraining diverge?")
+    if not torch.isfinite(tensor.sum()):  # NaN and infinity stay in a sum; large finite values may overflow to it
+        bad = int((~torch.isfinite(tensor)).any(dim=1).sum())
+        if bad:
+            hint = "did the pretraining diverge?"
+            raise DataError(f"{bad} of {len(tensor)} {name} features hold NaN or infinity", hint)
     return tensor
+
+
+def unit_rows(features: ArrayLike, name: str = "given", width: int | None = None) -> Array:
+    """Rows ``[N, D]`` scaled to length 1, float32 and contiguous in numpy's memory; a row of zeros stays.
+
+    Raises:
+        DataError: as :func:`check_features`, which is told ``name`` and ``width``.
+    """
+    x = check_features(features, name, width).float().cpu()
+    length = x.norm(dim=1, keepdim=True)
+    if not ((length > 1e-15) & (length < 1e15)).all():  # a row of zeros, or squares that over- or underflow
+        x = x / x.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+        length = x.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return np.ascontiguousarray((x / length).numpy())
 
 
 def check_targets(targets: ArrayLike, num_classes: int, name: str, rows: int | None = None) -> Array:

@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 
 from ssl_mednet.errors import DataError
-from ssl_mednet.probe.checks import Array, ArrayLike, check_features, check_targets
+from ssl_mednet.probe.checks import Array, ArrayLike, check_targets, unit_rows
 from ssl_mednet.probe.metrics import auroc
 
 DEFAULT_KS = (1, 5, 10, 20, 50, 100, 200)
@@ -101,10 +101,10 @@ def _sweep(
     if not len(bank) or min(ks) < 1 or temperature <= 0:
         raise DataError(f"kNN wants a bank (has {len(bank)}), k >= 1 (is {min(ks)}) and T > 0 (is {temperature})")
     labels = check_targets(bank_labels, num_classes, "bank", rows=len(bank))
-    rows = _unit(bank, "bank")
+    rows = unit_rows(bank, "bank")
     index = faiss.IndexFlatIP(rows.shape[1])
     index.add(rows)
-    asked = _unit(queries, "query", width=rows.shape[1])
+    asked = unit_rows(queries, "query", width=rows.shape[1])
     scores = [np.zeros((len(asked), num_classes)) for _ in ks]
     for start in range(0, len(asked), _BLOCK):
         similarity, neighbour = index.search(asked[start : start + _BLOCK], min(max(ks), len(rows)))
@@ -124,10 +124,3 @@ def _count(vote: Array, labels: Array, num_classes: int) -> Array:
         votes = np.bincount(cell.ravel(), vote.ravel(), minlength=len(vote) * num_classes).reshape(-1, num_classes)
     # Rounded, so that a label all neighbours have scores 1 for every query: rounding errors must not rank them.
     return (votes / vote.sum(axis=1, keepdims=True)).round(14)
-
-
-def _unit(features: ArrayLike, name: str, width: int | None = None) -> Array:
-    """Rows of length 1 in float32; a row of zeros stays."""
-    x = check_features(features, name, width).float().cpu()
-    x = x / x.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)  # so that squares neither over- nor underflow
-    return np.ascontiguousarray((x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)).numpy())

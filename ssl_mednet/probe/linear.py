@@ -25,6 +25,9 @@ from ssl_mednet.probe.metrics import auroc
 
 DEFAULT_STRENGTHS = tuple(float(c) for c in np.logspace(-6, 2, 25))
 CHUNK = 4096  # rows whose logits are held at once, for the cache and for memory
+# exp(-60) is nothing beside a gradient of 1e-8, and its products with features are still normal floats: weak
+# regularisation makes probabilities of 1e-40, and a CPU multiplies denormal numbers ten times more slowly.
+FLOOR = 60.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,11 +266,11 @@ class _Logistic:
         return value, gradient.flatten(0, 1), hessian.flatten(0, 1)
 
     def _loss(self, z: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses that sum to the whole, and probabilities ``[n, K, S]``."""
+        """Losses that sum to the whole, and probabilities ``[n, K, S]``, none below ``exp(-FLOOR)``."""
         if not self.softmax:
-            return torch.nn.functional.softplus(z) - truth * z, torch.sigmoid(z)
+            return torch.nn.functional.softplus(z) - truth * z, torch.sigmoid(z.clamp(min=-FLOOR))
         log_p = torch.log_softmax(z, dim=1)
-        return -truth * log_p, log_p.exp()
+        return -truth * log_p, log_p.clamp(min=-FLOOR).exp()
 
 
 def _standardised(features: ArrayLike, mean: Array, std: Array) -> Array:

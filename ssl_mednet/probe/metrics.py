@@ -85,28 +85,30 @@ class _Ranking:
         first = np.searchsorted(ranked, ranked[where], side="left")
         return cls(order, positive, first, np.searchsorted(ranked, ranked[where], side="right"))
 
-    def _counts(self, weights: Array) -> tuple[Array, Array, Array, Array]:
-        """Weight of each positive ``[P, B]``, their sum, and running sums ``[N + 1, B]`` of all rows and positives."""
-        ranked = weights[self.order]
-        own = ranked[self.positive]
-        totals, positives = np.zeros((2, len(ranked) + 1, ranked.shape[1]))
-        np.cumsum(ranked, axis=0, out=totals[1:])
-        ranked[~self.positive] = 0.0
-        np.cumsum(ranked, axis=0, out=positives[1:])
-        return own, positives[-1], totals, positives
-
     def auroc(self, weights: Array) -> Array:
         """Mann-Whitney: the share of (positive, negative) pairs in order, ties a half (Hanley, McNeil 1982)."""
-        own, n_positive, totals, positives = self._counts(weights)
-        negatives = totals - positives
+        ranked = weights[self.order]
+        own = ranked[self.positive]  # [P, B]
+        ranked[self.positive] = 0.0
+        negatives = _running_sum(ranked)
         below = 0.5 * (negatives[self.first] + negatives[self.last])
-        return _ratio((own * below).sum(axis=0), n_positive * negatives[-1])
+        return _ratio((own * below).sum(axis=0), own.sum(axis=0) * negatives[-1])
 
     def average_precision(self, weights: Array) -> Array:
         """Mean over positives of the precision at their own score, ties sharing one threshold."""
-        own, n_positive, totals, positives = self._counts(weights)
-        hits, drawn = n_positive - positives[self.first], totals[-1] - totals[self.first]
-        return _ratio((own * hits / np.maximum(drawn, 1.0)).sum(axis=0), n_positive)
+        ranked = weights[self.order]
+        own, totals = ranked[self.positive], _running_sum(ranked)
+        ranked[~self.positive] = 0.0
+        positives = _running_sum(ranked)
+        hits, drawn = positives[-1] - positives[self.first], totals[-1] - totals[self.first]
+        return _ratio((own * hits / np.maximum(drawn, 1.0)).sum(axis=0), positives[-1])
+
+
+def _running_sum(ranked: Array) -> Array:
+    """``[N, B]`` to ``[N + 1, B]``: row i is the sum of the first i rows."""
+    sums = np.zeros((len(ranked) + 1, ranked.shape[1]))
+    np.cumsum(ranked, axis=0, out=sums[1:])
+    return sums
 
 
 def _rankings(targets: Array, scores: Array) -> list[_Ranking]:

@@ -211,12 +211,14 @@ def test_a_suite_that_says_something_wrong_is_told_what(trained: Path) -> None:
 
 
 def test_the_table_fits_eighty_columns_and_says_how_the_intervals_were_made(trained: Path, tmp_path: Path) -> None:
-    rows = evaluate([str(trained), "random:"], data=TASK, out=tmp_path, quiet=True).rows
+    said = ["protocols=[knn,linear,few_shot_centroid,robustness]", "shots=[5]", "draws=2", "corrupted=10", "gallery=0"]
+    rows = evaluate([str(trained), "random:"], data=TASK, out=tmp_path, overrides=said, quiet=True).rows
     console = Console(width=80, record=True, file=(tmp_path / "out.txt").open("w"))
     show(rows, console=console)
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     assert "5 classes, 210 training and 60 test images" in text
-    assert "names no groups" in text
+    assert " ".join(text.split()).count("names no groups") == 3  # all labels, fewer labels, robustness
     assert "…" not in text
-    assert len(re.findall(r"(\.\d{3}|1\.00) (\.\d{3}|1\.00)-(\.\d{3}|1\.00)", text)) == 5 * 2  # an interval behind each
+    intervals = re.findall(r"(\.\d{3}|1\.00) (\.\d{3}|1\.00)-(\.\d{3}|1\.00)", text)
+    assert len(intervals) == 5 * 2 + 2 * 2  # one behind each figure

@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from ssl_mednet.errors import DataError
 from ssl_mednet.probe import DEFAULT_STRENGTHS, bootstrap, fit_linear, fit_path
 from ssl_mednet.probe.lbfgs import minimise
+from ssl_mednet.probe.linear import _Logistic
 from ssl_mednet.probe.metrics import auroc
 
 STRENGTHS = tuple(np.logspace(-5, 2, 20))
@@ -82,6 +83,20 @@ def test_single_precision_is_enough():
     for i in range(len(STRENGTHS)):
         exact = double.probe(i).predict_proba(held)
         assert auroc(held_y, single.probe(i).predict_proba(held)) == pytest.approx(auroc(held_y, exact), abs=5e-4)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_probabilities_of_the_solve_are_never_denormal(softmax):
+    """Under weak regularisation some are 1e-40 and less; a CPU multiplies such numbers ten times more slowly."""
+    z = torch.tensor([[0.0, -20.0, -95.0], [-110.0, 0.0, -70.0]])[..., None]  # exp(-90) is no normal float32
+    truth = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])[..., None]
+    losses, p = _Logistic(z, truth, z, z, softmax)._loss(z, truth)
+    exact, target = z.double(), truth.double()
+    log_p = torch.log_softmax(exact, 1) if softmax else torch.nn.functional.logsigmoid(exact)
+    want = -target * log_p if softmax else -target * log_p - (1 - target) * torch.nn.functional.logsigmoid(-exact)
+    assert losses.numpy() == pytest.approx(want.numpy(), rel=1e-5, abs=1e-7)
+    assert p.numpy() == pytest.approx(log_p.exp().numpy(), rel=1e-5, abs=1e-20)
+    assert p.min() > 1e-30
 
 
 def test_the_gradient_at_the_solution_vanishes():
