@@ -25,6 +25,9 @@ class DataSection(Section):
     source: str = Field("phantoms:gray", description="folder, archive, npz, file, or phantoms:gray|color[?n=N&seed=S]")
     channels: Literal["gray", "color"] = Field("gray", description="one channel or three; other images are skipped")
     image_size: int = Field(64, ge=16, le=1024, description="side of the images the backbone sees, pixels")
+    used_size: int = Field(
+        0, ge=0, le=1024, description="side of those the finished backbone wants (a CNN's may be larger); 0: image_size"
+    )
     store_size: int = Field(0, ge=0, description="longest side kept in the cache, pixels; 0: twice image_size")
     modality: str = Field("", description="modality of images that do not say it themselves")
     convert: bool = Field(False, description="turn images of the other kind (gray, color) into this one")
@@ -277,6 +280,8 @@ def _check_together(recipe: Recipe) -> Recipe:
         raise RecipeError(
             f"method {recipe.method.name!r} trains a {wanted}, backbone.name {backbone.name!r} is a {kind}", hint
         )
+    if kind == "vit" and data.used_size not in (0, data.image_size):
+        raise RecipeError(f"data.used_size is for CNNs; {backbone.name!r} is built for {data.image_size} pixels")
     args = backbone_args(
         backbone.name, channels, data.image_size, backbone.patch_size, backbone.stem, dict(backbone.args)
     )

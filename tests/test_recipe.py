@@ -39,6 +39,7 @@ def test_three_methods_for_gray_and_color_are_shipped() -> None:
         ("mae_gray.yaml", "backbone.args.in_chans=3", ["in_chans must be 1", "'gray'"]),
         ("mae_gray.yaml", "data.channels=color", ["phantoms:gray", "'color'"]),
         ("mae_gray.yaml", "data.image_size=60", ["patch_size 8", "image_size 60"]),
+        ("mae_gray.yaml", "data.used_size=96", ["data.used_size", "for CNNs", "64"]),
         ("simclr_gray.yaml", "method.name=simcrl", ["did you mean 'simclr'"]),
         ("simclr_gray.yaml", "backbone.name=resnet19", ["timm has no backbone", "did you mean 'resnet18'"]),
         ("simclr_gray.yaml", "backbone.patch_size=8", ["for ViTs"]),

@@ -138,10 +138,15 @@ class Corpus:
         return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
 
     def rows(self, split: str = "all") -> np.ndarray:
-        """Positions of the rows of a split; all rows where the source has no splits."""
+        """Positions of the rows of a split; all rows where no source has splits.
+
+        Rows without a split are training rows, as in :func:`~ssl_mednet.data.labelled.open_labelled`: a corpus may hold
+        labelled sets, which have splits, beside slides and scans, which have none.
+        """
         if split == "all" or (self.split < 0).all():
             return np.arange(len(self))
-        return np.flatnonzero(self.split == SPLITS.index(split))
+        wanted = self.split == SPLITS.index(split)
+        return np.flatnonzero(wanted | (self.split < 0) if split == "train" else wanted)
 
     def statistics(self, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel over the pixels of these rows, in [0, 1] units."""

@@ -118,3 +118,14 @@ def test_pretraining_and_evaluation_share_the_phantoms_they_read() -> None:
     small, large = (open_corpus("phantoms:gray?n=20", CorpusSpec("gray", side), quiet=True) for side in (128, 256))
     assert small.folder == large.folder
     assert open_corpus("phantoms:gray?n=20", CorpusSpec("gray", 32), quiet=True).folder != small.folder
+
+
+def test_images_without_a_split_are_trained_on_beside_sets_that_have_splits(tmp_path: Path) -> None:
+    pictures(tmp_path / "labelled", [(9, 9)] * 3)
+    table = "path,label,split\n0.png,a,train\n1.png,b,val\n2.png,b,test\n"
+    (tmp_path / "labelled" / "labels.csv").write_text(table)
+    pictures(tmp_path / "scans", [(8, 8)] * 2)
+    run.ingest([tmp_path / "labelled", tmp_path / "scans"], tmp_path / "corpus", quiet=True)
+    corpus = open_corpus(tmp_path / "corpus", GRAY, quiet=True)
+    assert [len(corpus.rows(split)) for split in ("train", "val", "test", "all")] == [3, 1, 1, 5]
+    assert set(corpus.split[corpus.rows("train")]) == {0, -1}

@@ -170,6 +170,13 @@ def test_epochs_become_steps(tmp_path: Path) -> None:
     assert pretrain(SMALL, out=tmp_path / "run", overrides=["train.epochs=2"], quiet=True).steps == 11  # 2 x 45 / 8
 
 
+def test_a_cnn_trained_on_small_views_says_at_what_larger_size_it_is_used(tmp_path: Path) -> None:
+    result = pretrain(SMALL, out=tmp_path / "run", overrides=["train.steps=1", "data.used_size=48"], quiet=True)
+    backbone = load_backbone(result.folder)
+    assert backbone.preprocessing.image_size == 48
+    assert backbone(backbone.preprocessing(torch.rand(2, 1, 32, 32))).shape == (2, backbone.num_features)
+
+
 def test_accumulated_batches_update_once_and_see_all_rows(tmp_path: Path) -> None:
     result = pretrain(SMALL, out=tmp_path / "run", overrides=["optim.accumulate=2"], quiet=True)
     content = torch.load(result.folder / "checkpoints" / "last.ckpt", weights_only=True)
