@@ -27,7 +27,10 @@ def ingest(
     convert: Annotated[bool, typer.Option("--convert", help="Turn images of the other kind into this one.")] = False,
     labels: Annotated[str, typer.Option(help="table: of labels.csv; all: names of folders too; none.")] = "table",
     group_field: Annotated[
-        str, typer.Option("--group", help="What stays together: folder, file, path:REGEX, or a column of labels.csv.")
+        str,
+        typer.Option(
+            "--group", help="What stays together: folder, file, path:REGEX, tag:NAME, or a column of labels.csv."
+        ),
     ] = "",
     mpp: Annotated[float, typer.Option(help="Of whole slides: microns per pixel of the tiles.")] = 0.5,
     tile: Annotated[int, typer.Option(help="Of whole slides: side of a tile, pixels.")] = 256,
@@ -51,7 +54,11 @@ def ingest(
     """Make a corpus of images, or add to one; killed and run again it goes on where it was.
 
     Groups (patients, lesions) are kept as hashes under the key in $SSL_MEDNET_GROUP_KEY or the file
-    $SSL_MEDNET_GROUP_KEY_FILE; corpora made with one key share their groups.
+    $SSL_MEDNET_GROUP_KEY_FILE; corpora made with one key share their groups. Without --group they are the column
+    "group" of labels.csv, else the patient of a DICOM file (PatientID), else the slide. --group tag:NAME takes another
+    tag of DICOM files: tag:StudyInstanceUID, tag:(0010,0020), or of a private block tag:(0019,xx0C,OWNER); a DICOM file
+    that lacks it has no group, and other files have the same group as without --group. Sets of the catalog and of IDC
+    have rules of their own.
 
     [bold]Examples[/bold]
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from ssl_mednet.data.schema import FORMAT, LABELS, LOCK, QUARANTINE, CorpusSpec, is_corpus, read_meta
+from ssl_mednet.data.schema import FORMAT, LABELS, LOCK, QUARANTINE, TAG, CorpusSpec, is_corpus, read_meta
 from ssl_mednet.data.sources import Source, TreeSource, open_sources
 from ssl_mednet.errors import DataError
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
@@ -136,6 +136,10 @@ def _check(spec: CorpusSpec, timeout: float) -> None:
         raise DataError("slides: microns per pixel are above 0, tiles have 16 pixels or more, at most 0 (all) or more")
     if spec.labels not in LABELS:
         raise DataError(f"labels are one of {', '.join(LABELS)}, not {spec.labels!r}")
+    if spec.group_field.startswith(TAG):
+        from ssl_mednet.imaging.readers.tags import parse_tag  # it brings pydicom
+
+        parse_tag(spec.group_tag)
     if timeout <= 0:
         raise DataError(f"the timeout is a time above 0, not {timeout:g} s")
 
@@ -151,7 +155,7 @@ def ingest_opened(
 ) -> Summary:
     """:func:`ingest` of sources that are open already."""
     for one in sources:
-        if spec.group_field and not isinstance(one, TreeSource):
+        if spec.group_field and not spec.group_tag and not isinstance(one, TreeSource):
             raise DataError(f"{one.spec}: only files in folders and archives can be grouped by {spec.group_field!r}")
         one.group_field, one.labels = spec.group_field, spec.labels
     origins = tuple(Origin(source or name_of(s), licence or s.licence, s.classes) for s in sources)
@@ -176,9 +180,12 @@ def ingest_opened(
             job = Job(str(folder), spec, origins, key, way.timeout)
             journal = Journal(folder, name)
             _work(sources, job, journal, way, quiet)
+            ungrouped = sum(record.ungrouped for record in journal.records()) if spec.group_field else 0
             meta = _commit(sources, job, journal, name)
-            notes = (*_remarks(sources), *(() if given or not meta["groups"] else (_GROUPS_DIFFER,)))
-            return _summary(folder, meta, meta["ingests"][-1], notes=notes)
+            notes = [*_remarks(sources), *([] if given or not meta["groups"] else [_GROUPS_DIFFER])]
+            if ungrouped:
+                notes.append(f"{ungrouped} images have no group: --group {spec.group_field} says nothing of them")
+            return _summary(folder, meta, meta["ingests"][-1], notes=tuple(notes))
 
 
 def _remarks(sources: list[Source]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ssl_mednet.data.schema import TAG
 from ssl_mednet.data.sources.base import SPLIT_NAMES, Item, Source
 from ssl_mednet.errors import DataError, UnreadableImage
 from ssl_mednet.imaging.readers import archive, is_image_name, npz_splits, series
@@ -71,8 +72,8 @@ class TreeSource(Source):
         """
         names = [n for n in self.names() if is_image_name(n)]
         table = self._table()
-        if table is None and self.group_field and not self._group_from_path:
-            hint = "folder, file, path:REGEX, or a column of a labels.csv beside the images"
+        if table is None and self._group_column:
+            hint = "folder, file, path:REGEX, tag:NAME, or a column of a labels.csv beside the images"
             raise DataError(f"{self.spec}: no labels.csv has the column {self.group_field!r}", hint)
         said = _classes(names) if table is None else {n: _row(table[n]) for n in names if n in table}
         for name, known in said.items():
@@ -87,8 +88,10 @@ class TreeSource(Source):
                 yield Item(self._full(name), UnreadableImage(self._full(name), reason))
 
     @property
-    def _group_from_path(self) -> bool:
-        return self.group_field in ("folder", "file") or self.group_field.startswith("path:")
+    def _group_column(self) -> str:
+        """The column of the table that the user named, if any."""
+        elsewhere = self.group_field in ("folder", "file") or self.group_field.startswith(("path:", TAG))
+        return "" if elsewhere else self.group_field
 
     def _group(self, name: str, row: dict[str, str]) -> str:
         """What of a file's path, or of its row in the table, says what it may not be split from."""
@@ -97,7 +100,7 @@ class TreeSource(Source):
             return (found[1] if found.re.groups else found[0]) if found else ""
         if self.group_field in ("folder", "file"):
             return name if self.group_field == "file" else str(PurePosixPath(name).parent)
-        return row.get(self.group_field or "group") or ""
+        return row.get(self._group_column or "group") or ""
 
     def _parts(self, names: list[str]) -> Iterator[list[str]]:
         """What is read in one go: a directory."""
@@ -142,7 +145,7 @@ class TreeSource(Source):
             rows = list(csv.DictReader(io.StringIO(self.read_bytes(name).decode("utf-8-sig"))))
         except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{self._full(name)}: is no CSV table: {error}") from error
-        wanted = {"path", "label"} | ({self.group_field} - {""} if not self._group_from_path else set())
+        wanted = {"path", "label", self._group_column} - {""}
         missing = wanted - set(rows[0] if rows else ())
         if missing:
             hint = "columns: path,label and, where known, split,group,modality"
