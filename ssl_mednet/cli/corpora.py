@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ssl_mednet.cli.app import Quiet, app
 from ssl_mednet.errors import UserError
 
+if TYPE_CHECKING:
+    from ssl_mednet.ingesting.run import Summary
+
 
 @app.command()
 def ingest(
+    context: typer.Context,
     sources: Annotated[
         list[str] | None,
         typer.Argument(help="Folders, files, archives, globs in quotes, medmnist:NAME, catalog:ID, idc:COLLECTION."),
@@ -42,6 +46,10 @@ def ingest(
         int | None, typer.Option("--per-patient", min=1, help="At most so many images or slides of a patient, of idc:.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Which of them.")] = 0,
+    recipe: Annotated[
+        str,
+        typer.Option("--recipe", help="A whole corpus: mednet/corpus_gray.yaml; --from DIR has DIR/ID of each set."),
+    ] = "",
     plan: Annotated[
         str, typer.Option("--plan", help="Only say what a corpus recipe would hold: mednet/corpus_gray.yaml.")
     ] = "",
@@ -71,6 +79,8 @@ def ingest(
     ssl-mednet ingest idc:nlst --per-patient 20 --out corpora/gray
 
     ssl-mednet ingest --plan mednet/corpus_gray.yaml
+
+    ssl-mednet ingest --recipe mednet/corpus_gray.yaml --from downloads --out corpora/gray
     """
     if plan:
         from ssl_mednet.catalog.plan import plan as make_plan
@@ -79,8 +89,16 @@ def ingest(
         for line in plan_lines(make_plan(plan)):
             print(line)
         return
-    if not sources or out is None:
+    if out is None or not (sources or recipe):
         raise UserError("say what to ingest and where to", "ssl-mednet ingest SCANS --out CORPUS")
+    if recipe:
+        _refuse_beside_recipe(context)
+        from ssl_mednet.ingesting.from_recipe import ingest_recipe
+        from ssl_mednet.ingesting.run import Way
+
+        _tell(ingest_recipe(recipe, out, root, Way(engine, address, workers, timeout), quiet))
+        return
+    assert sources
     from ssl_mednet.ingesting.selected import Choice, ingest_selected
 
     summary = ingest_selected(
@@ -105,12 +123,29 @@ def ingest(
         timeout=timeout,
         quiet=quiet,
     )
+    _tell(summary)
+
+
+def _refuse_beside_recipe(context: typer.Context) -> None:
+    """Options that the recipe states itself, so that none is passed over in silence."""
+    given = {n for n in context.params if getattr(context.get_parameter_source(n), "name", "") == "COMMANDLINE"}
+    beside = sorted(given - {"recipe", "out", "root", "engine", "address", "workers", "timeout", "quiet"})
+    if beside:
+        name = next(p.opts[0] for p in context.command.params if p.name == beside[0])
+        raise UserError(f"{name} does not go with --recipe", "the recipe says what is ingested and how it is stored")
+
+
+def _tell(summary: Summary) -> None:
     print(f"{'was there already' if summary.already else 'ingested'}: {summary.images} images, {summary.total} in all")
     if summary.quarantined:
         print(f"quarantined {summary.quarantined} files that could not be used: {summary.folder / 'quarantine.csv'}")
     for note in summary.notes:
         print(f"note:   {note}")
     print(f"corpus: {summary.folder}")
+    if summary.missing:
+        print(f"missing: {len(summary.missing)} of what the recipe names; run it again when they are there")
+    for line in summary.missing:
+        print(f"- {line}")
 
 
 @app.command()

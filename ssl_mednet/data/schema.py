@@ -116,7 +116,7 @@ def read_meta(stored: pa.Schema, folder: Path) -> dict[str, Any]:
     meta: dict[str, Any] = json.loads(content)
     if meta["format"] != FORMAT:
         raise DataError(f"{folder}: has the layout {meta['format']}, this version reads {FORMAT}", "ingest it again")
-    return meta
+    return {"weights": {}} | meta  # those of corpora that were not made by a recipe
 
 
 def is_corpus(path: Path) -> bool:

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -80,8 +80,8 @@ class TreeSource(Source):
             known["group"] = self._group(name, {} if table is None else table[name])
             if self.labels == "none" or (self.labels == "table" and table is None):
                 known["label"] = None
-        for group in self._parts([n for n in names if n in said]):
-            yield from self._arranged(group, said)
+        for part in self._parts([n for n in names if n in said]):
+            yield from self._arranged(self._stacks(part), said)
         for name in table or {}:
             if name not in said:
                 reason = "labels.csv names it, but there is no such file"
@@ -109,20 +109,25 @@ class TreeSource(Source):
             groups.setdefault(name.rpartition("/")[0], []).append(name)
         yield from groups.values()
 
-    def _arranged(self, names: list[str], said: dict[str, dict[str, Any]]) -> Iterator[Item]:
-        stacks = self._stacks(names)
+    def _arranged(
+        self, stacks: list[series.Stack], said: dict[str, dict[str, Any]], most: Mapping[str, int] | None = None
+    ) -> Iterator[Item]:
+        """The items of some stacks; with ``most``, those files alone, and of each at most so many images."""
         place = {name: (stack, i) for stack in stacks for i, name in enumerate(stack.names)}
+        place = place if most is None else {name: where for name, where in place.items() if name in most}
+        caps = most or {}
         slides: dict[str, dict[str, Path | bytes]] = {}
         self.remarks += [(self._full(stack.names[0]), stack.remark) for stack in stacks if stack.remark]
         for name, content in self.contents([*place]):
             stack, index = place.get(name, (series.Stack([name]), 0))
             if not stack.slide or isinstance(content, UnreadableImage):
-                yield Item(self._full(name), content, **said.get(name, {}), index=index)
+                yield Item(self._full(name), content, **said.get(name, {}), index=index, most=caps.get(name, 0))
                 continue
             levels = slides.setdefault(stack.names[0], {})
             levels[name] = content
             if len(levels) == len(stack.names):
-                yield Item(self._full(stack.names[0]), tuple(levels.values()), **said[stack.names[0]])
+                first = stack.names[0]
+                yield Item(self._full(first), tuple(levels.values()), **said[first], most=caps.get(first, 0))
 
     def _stacks(self, names: list[str]) -> list[series.Stack]:
         dicom = {n for n in names if _may_be_dicom(n)}

@@ -55,7 +55,7 @@ def _is_sequence(number: int) -> bool:
 def value_of(data: Dataset, text: str) -> str:
     """What a file says at a tag, without the blanks that fill it up; empty where it says nothing.
 
-    A private value that is known as bytes alone (implicit transfer syntaxes) is the same text as where its kind is told.
+    A private value that is known as bytes alone (implicit transfer syntaxes) is the same text as where its kind is.
     """
     number, owner = parse_tag(text)
     try:
