@@ -86,6 +86,24 @@ def test_training_takes_the_good_rows_of_this_very_corpus(make_corpus, tmp_path:
         recipe_rows(recipe, Corpus(corpus.folder))
 
 
+def test_embeddings_find_copies_that_a_hash_misses_and_no_different_image(make_corpus) -> None:
+    def altered(image: Image.Image) -> Image.Image:
+        """Cut at two sides, darker, and compressed again."""
+        inside = image.crop((0, 0, image.width - 7, image.height - 7))
+        return jpeg(Image.fromarray((np.asarray(inside) * 0.8).astype(np.uint8)))
+
+    originals = [picture(i, size=96) for i in range(24)]
+    corpus = make_corpus([*originals, *map(altered, originals[:12]), *map(jpeg, originals[12:16])])
+    plain, seen = curate(corpus, quiet=True), curate(corpus, weights="random:resnet18", quiet=True)
+    assert not (seen.marks[:24] & Mark.NEAR).any(), "different images stay"
+    assert (plain.marks[36:] & Mark.NEAR).all()
+    found = [int(((quality.marks[24:36] & Mark.NEAR) > 0).sum()) for quality in (plain, seen)]
+    print("found", found)
+    assert found[1] >= 9
+    assert found[1] >= found[0] + 4
+    assert read_marks(corpus).marks.tolist() == seen.marks.tolist()
+
+
 @pytest.mark.parametrize("ratio", [0, -1, 1.5, float("nan")])
 def test_a_ratio_that_is_none_is_refused(ratio: float, make_corpus) -> None:
     with pytest.raises(DataError, match="keep_ratio"):

@@ -1,4 +1,4 @@
-"""A corpus from its recipe: caps are kept, what is not there is told, a killed run goes on, and draws follow weights."""
+"""A corpus from its recipe: caps are kept, what is missing is told, a killed run goes on, draws follow weights."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ def test_a_limit_draws_by_name_and_seed_and_not_by_order(gray: Path, tmp_path: P
         root = tmp_path / f"{seed} {more}"
         write_pictures(root / "busi", 20 + more)
         (root / "recipe.yaml").write_text(
-            f"{{name: a, channels: gray, seed: {seed}, weights: {{ultrasound: 1}}, parts: [{{catalog: busi, limit: 6}}]}}"
+            f"{{name: a, channels: gray, seed: {seed}, weights: {{ultrasound: 1}},"
+            " parts: [{catalog: busi, limit: 6}]}"
         )
         return set(table(built(root, root / "out").folder)["sha256"].to_pylist())
 
