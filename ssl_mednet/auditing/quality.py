@@ -66,13 +66,17 @@ class Quality:
 
 
 def curate(
-    corpus: str | Path | Corpus, keep_ratio: float = 1.0, weights: str | None = None, quiet: bool = False
+    corpus: str | Path | Corpus,
+    keep_ratio: float = 1.0,
+    weights: str | None = None,
+    quiet: bool = False,
+    cosine: float = COSINE,
 ) -> Quality:
     """Mark the rows of a corpus and write the marks beside it, where ``data.keep=good`` of a recipe finds them.
 
     Rows are looked at in their order, and the first of several copies is the one that stays. Near copies are looked
     for within four bits of the hash and confirmed on the pixels; those of one volume are its neighbouring slices, and
-    are left to ``keep_ratio``. With ``weights`` those whose embeddings are near are looked at too (a cosine of 0.9
+    are left to ``keep_ratio``. With ``weights`` those whose embeddings are near are looked at too (the cosine
     after the mean of the corpus is taken out, the eight nearest of each): they find what changes a hash, as other
     levels and crops do. The pixels decide here as well (see :mod:`ssl_mednet.auditing.alike`), so weights that find
     everything alike cost time but no image.
@@ -81,6 +85,7 @@ def curate(
         keep_ratio: share of each volume's slices that stays, in (0, 1]; see :func:`thin`.
 
         weights: a run, a backbone folder or ``random:NAME``.
+        cosine: of embeddings, from where the pixels are looked at.
 
     Raises:
         DataError: not a corpus, or a ratio that is none.
@@ -96,7 +101,7 @@ def curate(
     marks[_near_copies(opened, known, marks == 0, _by_hash)] |= np.uint8(Mark.NEAR)
     if weights is not None:
         embedder = Embedder(weights, opened.channels, quiet)
-        near = _near_copies(opened, known, marks == 0, partial(_by_embedding, embedder), _CANDIDATES)
+        near = _near_copies(opened, known, marks == 0, partial(_by_embedding, embedder, cosine), _CANDIDATES)
         marks[near] |= np.uint8(Mark.NEAR)
     usable = np.flatnonzero(marks == 0)
     chosen = thin(known.volume[usable], known.index[usable], known.phash[usable], keep_ratio)
@@ -181,10 +186,12 @@ def _by_hash(corpus: Corpus, known: Records, rows: np.ndarray) -> Iterator[Pairs
         yield part.within(rows, rows)
 
 
-def _by_embedding(embedder: Embedder, corpus: Corpus, known: Records, rows: np.ndarray) -> Iterator[Pairs]:
+def _by_embedding(
+    embedder: Embedder, cosine: float, corpus: Corpus, known: Records, rows: np.ndarray
+) -> Iterator[Pairs]:
     if len(rows) > 1:
         with on_disk(embedder, corpus, rows) as features:
-            for part in embedding_within(features, COSINE):
+            for part in embedding_within(features, cosine):
                 yield part.within(rows, rows)
 
 

@@ -202,12 +202,13 @@ def curate(
         str | None,
         typer.Option("--weights", "-w", help="Look for copies by embeddings too: a run, a backbone, random:NAME."),
     ] = None,
+    cosine: Annotated[float, typer.Option(min=0, max=1, help="Of embeddings: from where pixels are compared.")] = 0.9,
     quiet: Quiet = False,
 ) -> None:
     """Mark copies, empty frames, redundant slices and burnt-in text.
 
     With data.keep=good, pretrain leaves out all of these but text. Near copies are candidates whose perceptual hashes
-    differ in at most 4 of 64 bits, or with --weights whose embeddings have a cosine of 0.9 or more; a correlation of
+    differ in at most 4 of 64 bits, or with --weights whose embeddings are within --cosine; a correlation of
     0.995 of the aligned pixels decides.
 
     [bold]Example[/bold]
@@ -216,6 +217,6 @@ def curate(
     """
     from ssl_mednet.auditing.quality import curate as run
 
-    quality = run(corpus, keep_ratio, weights, quiet)
+    quality = run(corpus, keep_ratio, weights, quiet, cosine)
     print(", ".join(f"{name} {count}" for name, count in quality.counts().items()))
     print(f"good: {int(quality.keep.sum())} of {len(quality.keep)} images; train on them with data.keep=good")

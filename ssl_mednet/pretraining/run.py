@@ -110,8 +110,8 @@ def _run(
     assert steps is not None
     mean, std = corpus.statistics(rows)
     batch_size = recipe.optim.batch_size // recipe.optim.accumulate
-    how = {"sampling": recipe.data.sampling, "weights": recipe.data.weights}
-    stream = BatchStream(corpus, rows, batch_size, recipe.train.seed, **how)
+    data = recipe.data
+    stream = BatchStream(corpus, rows, batch_size, recipe.train.seed, sampling=data.sampling, weights=data.weights)
     start = last_step(folder)
     if start >= steps and (folder / BACKBONE).is_dir():
         raise UserError(f"{folder}: this run is finished ({start} steps)", "train.steps=N with another --out goes on")

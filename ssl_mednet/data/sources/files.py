@@ -215,7 +215,7 @@ class FolderSource(TreeSource):
             digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
-    def count(self) -> int:
+    def count(self) -> int | None:
         return sum(map(is_image_name, self._names))
 
     def contents(self, order: list[str]) -> Iterator[tuple[str, Path | bytes | UnreadableImage]]:
