@@ -119,6 +119,7 @@ def ingest(
     spec = CorpusSpec(
         channels, store_size, modality, convert, quality, labels, group_field, mpp=mpp, tile=tile, max_tiles=max_tiles
     )
+    check(spec, timeout)
     given = [sources] if isinstance(sources, str | Path) else list(sources)
     opened = [one for text in given for one in open_sources(text)]
     if not opened:
@@ -127,7 +128,12 @@ def ingest(
     return ingest_opened(opened, Path(out).expanduser().absolute(), spec, source, licence, way, quiet)
 
 
-def _check(spec: CorpusSpec, timeout: float) -> None:
+def check(spec: CorpusSpec, timeout: float) -> None:
+    """Refuse what a user cannot mean.
+
+    Raises:
+        DataError: the message says what is allowed.
+    """
     if spec.channels not in CHANNEL_COUNT:
         raise DataError(f"channels is gray or color, not {spec.channels!r}")
     if spec.modality:
@@ -158,7 +164,6 @@ def ingest_opened(
     quiet: bool = False,
 ) -> Summary:
     """:func:`ingest` of sources that are open already."""
-    _check(spec, way.timeout)
     for one in sources:
         if spec.group_field and not spec.group_tag and not isinstance(one, TreeSource):
             raise DataError(f"{one.spec}: only files in folders and archives can be grouped by {spec.group_field!r}")
