@@ -35,6 +35,10 @@ class DataError(UserError):
     exit_code = 3
 
 
+class IngestError(DataError):
+    """What stops an ingest whatever its sources are: where it writes to, or the engine that does the work."""
+
+
 class ArtifactError(UserError):
     """Weights that are missing, broken, or do not fit the data they are asked to see."""
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from yaml import YAMLError
 
 from ssl_mednet.errors import RecipeError, UserError, did_you_mean
+from ssl_mednet.imaging.modality import MODALITIES
 from ssl_mednet.shipped import find_shipped
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -31,8 +32,13 @@ class DataSection(Section):
     store_size: int = Field(0, ge=0, description="longest side kept in the cache, pixels; 0: twice image_size")
     modality: str = Field("", description="modality of images that do not say it themselves")
     convert: bool = Field(False, description="turn images of the other kind (gray, color) into this one")
-    sampling: Literal["proportional", "sqrt", "balanced"] = Field(
-        "proportional", description="how often modalities, and sources within them, come: as n, as its root, alike"
+    sampling: Literal["proportional", "sqrt", "balanced", "weights"] = Field(
+        "proportional",
+        description="how often modalities, and sources within them, come: as n, as its root, alike; weights: stated",
+    )
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="share of each modality in the draws, with sampling=weights; those of the corpus when left out",
     )
     split: Literal["train", "all"] = Field("train", description="where the source has splits: what to pretrain on")
     keep: Literal["all", "good"] = Field(
@@ -40,6 +46,15 @@ class DataSection(Section):
     )
     held_out: str = Field("", description="suite whose test images must not be trained on, as gray.yaml")
     allow_contamination: bool = Field(False, description="train although they are there; the weights say so")
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> DataSection:
+        if self.weights and self.sampling != "weights":
+            raise ValueError("weights go with sampling=weights")
+        for name in self.weights:
+            if name not in MODALITIES:
+                raise ValueError(f"weights: {name!r} is no modality; {did_you_mean(name, MODALITIES)}".rstrip("; "))
+        return self
 
 
 class BackboneSection(Section):

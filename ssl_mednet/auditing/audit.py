@@ -13,6 +13,7 @@ import numpy as np
 
 from ssl_mednet.auditing.alike import CORRELATION
 from ssl_mednet.auditing.copies import copies
+from ssl_mednet.auditing.embeddings import Embedder, unit
 from ssl_mednet.auditing.near import (
     EMBEDDING,
     EXACT,
@@ -28,11 +29,9 @@ from ssl_mednet.errors import DataError, UserError
 from ssl_mednet.evaluation.run import open_set
 from ssl_mednet.evaluation.suite import SetSection, Suite, load_suite
 from ssl_mednet.files import replacing
-from ssl_mednet.probe import unit_rows
 
 COSINE = 0.98
 _FORMAT = 1  # part of the cache key: pairs found another way are never read
-_ROWS = 65_536  # embeddings of the corpus held at a time
 
 
 class ContaminationError(DataError):
@@ -215,27 +214,18 @@ def _pairs(corpus: Corpus, task: LabelledSet) -> dict[str, Pairs]:
 
 
 def _by_embedding(corpus: Corpus, task: LabelledSet, spec: str, cosine: float, quiet: bool) -> Pairs:
-    import torch
-
-    from ssl_mednet.evaluation.features import extract
-    from ssl_mednet.evaluation.weights import load_weights
-
     if task.corpus.channels != corpus.channels:
         raise DataError(
             f"{task.source}: embeddings of {task.corpus.channels} and {corpus.channels} images do not compare"
         )
-    weights = next(load_weights([spec], corpus.channels, None, 0))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    theirs = np.flatnonzero(records(task.corpus).clear)
-    mine = np.flatnonzero(records(corpus).clear)
-    features = extract(weights, task.corpus, theirs, device, quiet)
-    mean = features.mean(axis=0)  # what all images share would make all of them alike
-    wanted = unit_rows(features - mean)
+    embedder = Embedder(spec, corpus.channels, quiet)
+    theirs, mine = (np.flatnonzero(records(c).clear) for c in (task.corpus, corpus))
+    features = embedder(task.corpus, theirs)
+    mean = features.mean(axis=0)
+    wanted = unit(features, mean)
     parts = []
-    for start in range(0, len(mine), _ROWS):
-        rows = mine[start : start + _ROWS]
-        own = unit_rows(extract(weights, corpus, rows, device, quiet) - mean)
-        parts.append(embedding_between(own, wanted, cosine).within(rows, theirs))
+    for part, own in embedder.parts(corpus, mine):
+        parts.append(embedding_between(unit(own, mean), wanted, cosine).within(mine[part], theirs))
     return Pairs.joined(parts)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ _QUERIES = 4096
 # Comparing with every hash takes n / 8.5e8 s a query, looking up tables for 10 bits 0.7 ms: they meet near 600,000.
 _FLAT = 600_000
 _TABLES, _TABLE_BITS = 4, 16
+_CELL, _NEAREST = 32_768, 3  # embeddings that are compared with each other at once; cells that each is compared with
+_ASKING = 256  # embeddings: what they find, in the worst case a whole cell each, is 100 MB
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,53 @@ def embedding_between(left: np.ndarray, right: np.ndarray, cosine: float) -> Pai
     rows = _queries(limits)
     order = np.lexsort((found, rows))
     return Pairs(found[order].astype(np.int64), rows[order], 1 - similarity[order])
+
+
+def embedding_within(features: np.ndarray, cosine: float) -> Iterator[Pairs]:
+    """Pairs ``left < right`` of embeddings ``[N, D]`` of length 1 whose cosine is ``cosine`` or more, part by part.
+
+    Exact for a few. Many are divided into cells (k-means on the sphere), and each is compared with those of the three
+    cells that are nearest to it, so that time grows as N and not as its square, and a cell at a time is in memory; a
+    pair that lies on either side of more than that is missed. ``features`` may be of 16 bits, and lie on the disk.
+    """
+    import faiss
+
+    nearest = _cells(features)  # [N, 1] or [N, 3]
+    order = np.argsort(nearest[:, 0], kind="stable")
+    bounds = np.searchsorted(nearest[order, 0], np.arange(int(nearest.max(initial=-1)) + 2))
+    for cell, (start, end) in enumerate(pairwise(bounds)):
+        members = order[start:end]
+        if not len(members):
+            continue
+        index = faiss.IndexFlatIP(features.shape[1])
+        index.add(features[members].astype(np.float32))
+        asking = np.flatnonzero((nearest == cell).any(axis=1))
+        for rows in np.split(asking, range(_ASKING, len(asking), _ASKING)):
+            limits, similarity, found = index.range_search(features[rows].astype(np.float32), cosine)
+            left, right = members[found], rows[_queries(limits)]
+            # Where the other one asks, too, the pair is found twice.
+            twice = (nearest[left] == nearest[right, :1]).any(axis=1)
+            kept = (left < right) | ((left > right) & ~twice)
+            left, right = np.minimum(left, right)[kept], np.maximum(left, right)[kept]
+            place = np.lexsort((left, right))
+            yield Pairs(left[place], right[place], (1 - similarity[kept])[place])
+
+
+def _cells(features: np.ndarray) -> np.ndarray:
+    """The cells that each embedding is compared with, the nearest first."""
+    import faiss
+
+    if len(features) <= _CELL:
+        return np.zeros((len(features), 1), np.int64)
+    count = -(-len(features) // (_CELL // 2))
+    sample = features[:: max(1, len(features) // (256 * count))].astype(np.float32)
+    means = faiss.Kmeans(features.shape[1], count, niter=10, spherical=True, seed=0)
+    means.train(np.ascontiguousarray(sample))
+    parts = [
+        means.index.search(features[start : start + _CELL].astype(np.float32), min(_NEAREST, count))[1]
+        for start in range(0, len(features), _CELL)
+    ]
+    return np.concatenate(parts)
 
 
 def _index(hashes: np.ndarray, radius: int) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntFlag
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssl_mednet.auditing.alike import confirmed
-from ssl_mednet.auditing.near import Pairs, exact_within, near_within
+from ssl_mednet.auditing.embeddings import Embedder, on_disk
+from ssl_mednet.auditing.near import Pairs, embedding_within, exact_within, near_within
 from ssl_mednet.auditing.records import Records, records
 from ssl_mednet.auditing.text import find_text
 from ssl_mednet.data.corpus import Corpus
@@ -25,8 +27,13 @@ from ssl_mednet.progress import Progress
 MARKS = "quality.parquet"
 # Smaller than for an audit: a corpus of a million X-rays has half a thousand million pairs within ten bits.
 _RADIUS = 4
+# Of embeddings; only candidates, as the pixels decide. Of each image the nearest few are looked at.
+COSINE, _CANDIDATES = 0.9, 8
 _BATCH = 256
 _META = b"fingerprint"
+
+
+Near = Callable[[Corpus, Records, np.ndarray], Iterator[Pairs]]
 
 
 class Mark(IntFlag):
@@ -58,18 +65,31 @@ class Quality:
         return {str(m.name).lower(): int(((self.marks & m) > 0).sum()) for m in Mark}
 
 
-def curate(corpus: str | Path | Corpus, keep_ratio: float = 1.0, quiet: bool = False) -> Quality:
+def curate(
+    corpus: str | Path | Corpus,
+    keep_ratio: float = 1.0,
+    weights: str | None = None,
+    quiet: bool = False,
+    cosine: float = COSINE,
+) -> Quality:
     """Mark the rows of a corpus and write the marks beside it, where ``data.keep=good`` of a recipe finds them.
 
     Rows are looked at in their order, and the first of several copies is the one that stays. Near copies are looked
     for within four bits of the hash and confirmed on the pixels; those of one volume are its neighbouring slices, and
-    are left to ``keep_ratio``.
+    are left to ``keep_ratio``. With ``weights`` those whose embeddings are near are looked at too (the cosine
+    after the mean of the corpus is taken out, the eight nearest of each): they find what changes a hash, as other
+    levels and crops do. The pixels decide here as well (see :mod:`ssl_mednet.auditing.alike`), so weights that find
+    everything alike cost time but no image.
 
     Args:
         keep_ratio: share of each volume's slices that stays, in (0, 1]; see :func:`thin`.
 
+        weights: a run, a backbone folder or ``random:NAME``.
+        cosine: of embeddings, from where the pixels are looked at.
+
     Raises:
         DataError: not a corpus, or a ratio that is none.
+        ArtifactError: no such weights.
     """
     if not 0 < keep_ratio <= 1:
         raise DataError(f"keep_ratio is above 0 and at most 1, not {keep_ratio:g}")
@@ -78,7 +98,11 @@ def curate(corpus: str | Path | Corpus, keep_ratio: float = 1.0, quiet: bool = F
     marks = np.zeros(len(opened), np.uint8)
     marks[known.empty] |= np.uint8(Mark.EMPTY)
     marks[exact_within(known.sha256).right] |= np.uint8(Mark.EXACT)
-    marks[_near_copies(opened, known, marks == 0)] |= np.uint8(Mark.NEAR)
+    marks[_near_copies(opened, known, marks == 0, _by_hash)] |= np.uint8(Mark.NEAR)
+    if weights is not None:
+        embedder = Embedder(weights, opened.channels, quiet)
+        near = _near_copies(opened, known, marks == 0, partial(_by_embedding, embedder, cosine), _CANDIDATES)
+        marks[near] |= np.uint8(Mark.NEAR)
     usable = np.flatnonzero(marks == 0)
     chosen = thin(known.volume[usable], known.index[usable], known.phash[usable], keep_ratio)
     marks[usable[~chosen]] |= np.uint8(Mark.REDUNDANT)
@@ -139,15 +163,15 @@ def _farthest_first(hashes: np.ndarray, count: int) -> list[int]:
     return chosen
 
 
-def _near_copies(corpus: Corpus, known: Records, usable: np.ndarray) -> list[int]:
-    """Rows that are near copies of one that stays."""
+def _near_copies(corpus: Corpus, known: Records, usable: np.ndarray, near: Near, most: int | None = None) -> list[int]:
+    """Rows that are near copies of one that stays; of the pairs that ``near`` finds all, or the ``most`` nearest."""
     rows = np.flatnonzero(usable & known.clear)
 
     def candidates() -> Iterator[Pairs]:
-        for part in near_within(known.phash[rows], _RADIUS):
-            pairs = part.within(rows, rows)
+        for pairs in near(corpus, known, rows):
             volumes = known.volume[pairs.left], known.volume[pairs.right]
-            yield pairs.of((volumes[0] != volumes[1]) | (volumes[0] < 0))
+            pairs = pairs.of((volumes[0] != volumes[1]) | (volumes[0] < 0))
+            yield pairs if most is None else _nearest(pairs, most)
 
     copies: set[int] = set()
     pairs = confirmed(candidates(), corpus, corpus)
@@ -155,6 +179,28 @@ def _near_copies(corpus: Corpus, known: Records, usable: np.ndarray) -> list[int
         if int(pairs.left[i]) not in copies:
             copies.add(int(pairs.right[i]))
     return sorted(copies)
+
+
+def _by_hash(corpus: Corpus, known: Records, rows: np.ndarray) -> Iterator[Pairs]:
+    for part in near_within(known.phash[rows], _RADIUS):
+        yield part.within(rows, rows)
+
+
+def _by_embedding(
+    embedder: Embedder, cosine: float, corpus: Corpus, known: Records, rows: np.ndarray
+) -> Iterator[Pairs]:
+    if len(rows) > 1:
+        with on_disk(embedder, corpus, rows) as features:
+            for part in embedding_within(features, cosine):
+                yield part.within(rows, rows)
+
+
+def _nearest(pairs: Pairs, most: int) -> Pairs:
+    """Of each ``right`` the pairs that are nearest."""
+    order = np.lexsort((pairs.distance, pairs.right))
+    right = pairs.right[order]
+    rank = np.arange(len(right)) - np.searchsorted(right, right)
+    return pairs.of(np.sort(order[rank < most]))
 
 
 def _with_text(corpus: Corpus, quiet: bool) -> list[int]:

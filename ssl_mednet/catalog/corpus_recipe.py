@@ -8,6 +8,7 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ssl_mednet.catalog.entries import Entry, find_entry
 from ssl_mednet.errors import RecipeError, did_you_mean
 from ssl_mednet.imaging.modality import MODALITIES, Channels
 from ssl_mednet.shipped import CORPORA, find_shipped
@@ -106,6 +107,25 @@ def read_corpus_recipe(path: str | Path) -> CorpusRecipe:
         known = [*CorpusRecipe.model_fields, *Part.model_fields, *Store.model_fields]
         hint = did_you_mean(str(first["loc"][-1]), known) if first["type"] == "extra_forbidden" else ""
         raise RecipeError(f"{path}: {where or 'recipe'}: {first['msg']}", hint) from error
+
+
+def part_entry(part: Part, recipe: CorpusRecipe) -> Entry | None:
+    """The entry of the catalog that a part means; None where it is a query to IDC.
+
+    Raises:
+        DataError: no such entry.
+        RecipeError: it has other channels than the corpus, or caps that it cannot have.
+    """
+    entry = find_entry(part.catalog) if part.catalog else None
+    name = entry.id if entry else f"idc:{part.idc}"
+    if entry and entry.channels != recipe.channels:
+        raise RecipeError(f"{recipe.name}: {name} is {entry.channels}, the corpus is {recipe.channels}")
+    if entry and not entry.ingest.idc:
+        if part.per_patient:
+            raise RecipeError(f"{recipe.name}: {name}: per_patient is for IDC", "per_volume or limit may be meant")
+    elif part.limit or part.per_volume or part.beside_images:
+        raise RecipeError(f"{recipe.name}: {name}: IDC has no caps but per_patient and tiles")
+    return entry
 
 
 def _find(path: str | Path) -> Path:

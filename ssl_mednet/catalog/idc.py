@@ -138,7 +138,7 @@ def cap_patients(
     """
     patients = _codes(patient)
     groups = _codes(collection) * (int(patients.max(initial=0)) + 1) + patients
-    draws = np.frombuffer(b"".join(_draw(seed, u) for u in uid), ">u8").reshape(-1, 2)
+    draws = np.frombuffer(b"".join(draw(seed, u) for u in uid), ">u8").reshape(-1, 2)
     order = np.lexsort((draws[:, 1], draws[:, 0], groups))
     groups, available = groups[order], units[order].astype(np.int64)
     if cap is None:
@@ -172,13 +172,14 @@ def _among(names: np.ndarray, wanted: Collection[str]) -> np.ndarray:
     return np.fromiter((name in wanted for name in names), bool, len(names))
 
 
-def _draw(seed: int, name: str) -> bytes:
+def draw(seed: int, name: str) -> bytes:
+    """A place of a name in an order that the seed draws."""
     return hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=16).digest()
 
 
 def draw_of(names: Sequence[str], count: int, seed: int) -> list[str]:
     """``count`` of the names, all where there are no more: a function of the seed and the names, not of their order."""
-    return sorted(sorted(names, key=lambda name: _draw(seed, name))[:count])
+    return sorted(sorted(names, key=lambda name: draw(seed, name))[:count])
 
 
 def _keep(table: Columns, query: Query) -> Columns:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssl_mednet.catalog.corpus_recipe import CorpusRecipe, Part, Store, read_corpus_recipe
+from ssl_mednet.catalog.corpus_recipe import CorpusRecipe, Part, Store, part_entry, read_corpus_recipe
 from ssl_mednet.catalog.entries import Entry, find_entry
 from ssl_mednet.catalog.idc import SLIDES, Query, choose, index_version
 from ssl_mednet.catalog.licences import LicenceClass, Verdict, classify, roll_up
@@ -117,18 +117,14 @@ def plan(path: str | Path) -> Plan:
 
 
 def _row(part: Part, recipe: CorpusRecipe) -> Row:
-    if part.catalog is None:
+    entry = part_entry(part, recipe)
+    if entry is None:
         query = Query(part.idc or "", part.modality, part.per_patient, recipe.seed, part.any_licence)
         modality = _common_modality(part, recipe)
         return _idc_row(f"idc:{part.idc} {'+'.join(part.modality)}", query, modality, part, recipe, None)
-    entry = find_entry(part.catalog)
-    if entry.channels != recipe.channels:
-        raise RecipeError(f"{recipe.name}: {entry.id} is {entry.channels}, the corpus is {recipe.channels}")
     if entry.ingest.idc:
         query = entry_query(entry, part.per_patient, recipe.seed)
         return _idc_row(entry.id, query, entry.ingest.modality or "", part, recipe, entry.ingest.group.pattern)
-    if part.per_patient:
-        raise RecipeError(f"{recipe.name}: {entry.id}: per_patient is for IDC", "per_volume or limit may be meant")
     return _entry_row(entry, part, recipe)
 
 
@@ -145,8 +141,6 @@ def _idc_row(
     name: str, query: Query, modality: str, part: Part, recipe: CorpusRecipe, pattern: str | None
 ) -> Row:  # fmt: skip
     """Counted in the index. Slides count their tiles; an instance of several frames counts as one image."""
-    if part.limit or part.per_volume or part.beside_images:
-        raise RecipeError(f"{recipe.name}: {name}: IDC has no caps but per_patient and tiles")
     series = choose(query)
     slides = [s for s in series if s.modality == SLIDES]
     if bool(slides) != bool(part.tiles):

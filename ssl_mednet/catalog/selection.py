@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
+from ssl_mednet.catalog.caps import ALL, Caps
 from ssl_mednet.catalog.entries import NOWHERE, Entry, Where, find_entry, how_to_get
 from ssl_mednet.catalog.fetch import Fetched, fetch_series
 from ssl_mednet.catalog.idc import Query, Series, choose, index_version
@@ -34,6 +35,7 @@ class Selection:
         evaluation: MedMNIST sets that were made from these images.
         series: to be fetched first; empty where the user has the files.
         seed: which instances of a series are taken.
+        caps: how much of it is taken.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Selection:
     evaluation: tuple[str, ...] = ()
     series: tuple[Series, ...] = ()
     seed: int = 0
+    caps: Caps = ALL
 
 
 def is_selection(spec: str) -> bool:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from ssl_mednet.catalog.entries import Where
 from ssl_mednet.catalog.selection import Selection
 from ssl_mednet.data.sources import FolderSource, Item, Source
 from ssl_mednet.errors import DataError
-from ssl_mednet.imaging.readers import is_image_name
+from ssl_mednet.imaging.readers import is_image_name, series
+from ssl_mednet.imaging.readers.series import Stack
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -49,7 +51,11 @@ class CatalogSource(FolderSource):
 
     def fingerprint(self) -> str:
         rules = (self.selection.group, self.selection.label, self.selection.split)
-        return f"{super().fingerprint()} {self.selection.name} {rules!r}"
+        caps = f" {self.selection.caps}" if self.selection.caps else ""
+        return f"{super().fingerprint()} {self.selection.name} {rules!r}{caps}"
+
+    def count(self) -> int | None:
+        return None if self.selection.caps else super().count()
 
     def items(self) -> Iterator[Item]:
         groups, labels, splits = (
@@ -70,8 +76,17 @@ class CatalogSource(FolderSource):
             }
             for name in names
         }
-        for part in self._parts(names):
-            yield from self._arranged(part, said)
+        parts: Iterable[list[Stack]] = map(self._stacks, self._parts(names))
+        caps = self.selection.caps
+        if caps.limit:  # the draw is from all of them
+            parts = [[*chain.from_iterable(parts)]]
+        for stacks in parts:
+            most = caps.take(stacks, lambda n: groups.get(n, ""), self._frames) if caps else None
+            yield from self._arranged(stacks, said, most)
+
+    def _frames(self, name: str) -> int | None:
+        header = series.header(self.path / name)
+        return header.frames if header else None
 
     def _values(self, what: str, rule: Where) -> dict[str, str]:
         """What a rule says of each file that it says something of.

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ssl_mednet.cli.app import Quiet, app
 from ssl_mednet.errors import UserError
 
+if TYPE_CHECKING:
+    from ssl_mednet.ingesting.run import Summary
+
 
 @app.command()
 def ingest(
+    context: typer.Context,
     sources: Annotated[
         list[str] | None,
         typer.Argument(help="Folders, files, archives, globs in quotes, medmnist:NAME, catalog:ID, idc:COLLECTION."),
@@ -27,7 +31,10 @@ def ingest(
     convert: Annotated[bool, typer.Option("--convert", help="Turn images of the other kind into this one.")] = False,
     labels: Annotated[str, typer.Option(help="table: of labels.csv; all: names of folders too; none.")] = "table",
     group_field: Annotated[
-        str, typer.Option("--group", help="What stays together: folder, file, path:REGEX, or a column of labels.csv.")
+        str,
+        typer.Option(
+            "--group", help="What stays together: folder, file, path:REGEX, tag:NAME, or a column of labels.csv."
+        ),
     ] = "",
     mpp: Annotated[float, typer.Option(help="Of whole slides: microns per pixel of the tiles.")] = 0.5,
     tile: Annotated[int, typer.Option(help="Of whole slides: side of a tile, pixels.")] = 256,
@@ -39,6 +46,10 @@ def ingest(
         int | None, typer.Option("--per-patient", min=1, help="At most so many images or slides of a patient, of idc:.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Which of them.")] = 0,
+    recipe: Annotated[
+        str,
+        typer.Option("--recipe", help="A whole corpus: mednet/corpus_gray.yaml; --from DIR has DIR/ID of each set."),
+    ] = "",
     plan: Annotated[
         str, typer.Option("--plan", help="Only say what a corpus recipe would hold: mednet/corpus_gray.yaml.")
     ] = "",
@@ -51,7 +62,11 @@ def ingest(
     """Make a corpus of images, or add to one; killed and run again it goes on where it was.
 
     Groups (patients, lesions) are kept as hashes under the key in $SSL_MEDNET_GROUP_KEY or the file
-    $SSL_MEDNET_GROUP_KEY_FILE; corpora made with one key share their groups.
+    $SSL_MEDNET_GROUP_KEY_FILE; corpora made with one key share their groups. Without --group they are the column
+    "group" of labels.csv, else the patient of a DICOM file (PatientID), else the slide. --group tag:NAME takes another
+    tag of DICOM files: tag:StudyInstanceUID, tag:(0010,0020), or of a private block tag:(0019,xx0C,OWNER); a DICOM file
+    that lacks it has no group, and other files have the same group as without --group. Sets of the catalog and of IDC
+    have rules of their own.
 
     [bold]Examples[/bold]
 
@@ -64,6 +79,8 @@ def ingest(
     ssl-mednet ingest idc:nlst --per-patient 20 --out corpora/gray
 
     ssl-mednet ingest --plan mednet/corpus_gray.yaml
+
+    ssl-mednet ingest --recipe mednet/corpus_gray.yaml --from downloads --out corpora/gray
     """
     if plan:
         from ssl_mednet.catalog.plan import plan as make_plan
@@ -72,8 +89,16 @@ def ingest(
         for line in plan_lines(make_plan(plan)):
             print(line)
         return
-    if not sources or out is None:
+    if out is None or not (sources or recipe):
         raise UserError("say what to ingest and where to", "ssl-mednet ingest SCANS --out CORPUS")
+    if recipe:
+        _refuse_beside_recipe(context)
+        from ssl_mednet.ingesting.from_recipe import ingest_recipe
+        from ssl_mednet.ingesting.run import Way
+
+        _tell(ingest_recipe(recipe, out, root, Way(engine, address, workers, timeout), quiet))
+        return
+    assert sources
     from ssl_mednet.ingesting.selected import Choice, ingest_selected
 
     summary = ingest_selected(
@@ -98,12 +123,29 @@ def ingest(
         timeout=timeout,
         quiet=quiet,
     )
+    _tell(summary)
+
+
+def _refuse_beside_recipe(context: typer.Context) -> None:
+    """Options that the recipe states itself, so that none is passed over in silence."""
+    given = {n for n in context.params if getattr(context.get_parameter_source(n), "name", "") == "COMMANDLINE"}
+    beside = sorted(given - {"recipe", "out", "root", "engine", "address", "workers", "timeout", "quiet"})
+    if beside:
+        name = next(p.opts[0] for p in context.command.params if p.name == beside[0])
+        raise UserError(f"{name} does not go with --recipe", "the recipe says what is ingested and how it is stored")
+
+
+def _tell(summary: Summary) -> None:
     print(f"{'was there already' if summary.already else 'ingested'}: {summary.images} images, {summary.total} in all")
     if summary.quarantined:
         print(f"quarantined {summary.quarantined} files that could not be used: {summary.folder / 'quarantine.csv'}")
     for note in summary.notes:
         print(f"note:   {note}")
     print(f"corpus: {summary.folder}")
+    if summary.missing:
+        print(f"missing: {len(summary.missing)} of what the recipe names; run it again when they are there")
+    for line in summary.missing:
+        print(f"- {line}")
 
 
 @app.command()
@@ -156,11 +198,18 @@ def audit(
 def curate(
     corpus: Annotated[Path, typer.Argument(help="Folder of a corpus.")],
     keep_ratio: Annotated[float, typer.Option(help="Share of the slices of each volume that stays.")] = 1.0,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", "-w", help="Look for copies by embeddings too: a run, a backbone, random:NAME."),
+    ] = None,
+    cosine: Annotated[float, typer.Option(min=0, max=1, help="Of embeddings: from where pixels are compared.")] = 0.9,
     quiet: Quiet = False,
 ) -> None:
     """Mark copies, empty frames, redundant slices and burnt-in text.
 
-    With data.keep=good, pretrain leaves out all of these but text.
+    With data.keep=good, pretrain leaves out all of these but text. Near copies are candidates whose perceptual hashes
+    differ in at most 4 of 64 bits, or with --weights whose embeddings are within --cosine; a correlation of
+    0.995 of the aligned pixels decides.
 
     [bold]Example[/bold]
 
@@ -168,6 +217,6 @@ def curate(
     """
     from ssl_mednet.auditing.quality import curate as run
 
-    quality = run(corpus, keep_ratio, quiet)
+    quality = run(corpus, keep_ratio, weights, quiet, cosine)
     print(", ".join(f"{name} {count}" for name, count in quality.counts().items()))
     print(f"good: {int(quality.keep.sum())} of {len(quality.keep)} images; train on them with data.keep=good")

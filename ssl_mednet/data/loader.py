@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from ssl_mednet.data.corpus import Corpus, Fetched
 from ssl_mednet.draws import stable_hash
 from ssl_mednet.errors import RecipeError
 from ssl_mednet.imaging.batch import ImageBatch
+from ssl_mednet.imaging.modality import BY_CODE
 
 _BLOCK = 65536  # draws of a small stratum that one generator makes
 _READ_IMAGES, _READ_BYTES = 4096, 64 * 2**20  # what is read at a time
@@ -89,29 +90,60 @@ class Order:
         return [int(c) for c in counts]
 
 
-def shares(sampling: str, modality: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
+def shares(
+    sampling: str,
+    modality: np.ndarray,
+    source: np.ndarray,
+    group: np.ndarray | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> tuple[np.ndarray, tuple[float, ...]]:
     """Strata of rows by modality and source, and the share of the draws that each gets.
 
     A modality gets a share in proportion to the number n of its rows (``proportional``), to its root (``sqrt``), or as
-    much as any other (``balanced``); within a modality its sources share in the same way.
+    much as any other (``balanced``); within a modality its sources share in the same way. With ``weights`` a modality
+    gets the share that is stated, of what is stated for those that are there, and none where nothing is; within it a
+    source gets a share in proportion to the root of the number of its groups (patients), where a row without a group
+    counts as one of its own: so neither a source of many slices a patient nor one of many patients takes over.
 
     Args:
         modality, source: ``[N]``, numbers of the rows' modalities and sources.
+        group: ``[N]``, numbers of the rows' groups, -1 for none; for ``weights``.
+        weights: of modalities, by name.
 
     Returns:
         ``[N]`` numbers of strata, and their shares.
+
+    Raises:
+        RecipeError: weights, and none of their modalities is there.
     """
-    power = {"proportional": 1.0, "sqrt": 0.5, "balanced": 0.0}[sampling]
     width = int(source.max(initial=0)) + 1
     pairs, strata, counts = np.unique(
         modality.astype(np.int64) * width + source, return_inverse=True, return_counts=True
     )
-    _, kind_of = np.unique(pairs // width, return_inverse=True)
-    of_kind = np.bincount(kind_of, counts) ** power
-    within = counts.astype(float) ** power
+    kinds, kind_of = np.unique(pairs // width, return_inverse=True)
+    if sampling == "weights":
+        assert group is not None
+        assert weights is not None
+        stated = [weights.get(BY_CODE[int(code)].name, 0.0) for code in kinds]
+        of_kind, within = np.array(stated), _groups(strata, group) ** 0.5
+        if not of_kind.sum():
+            there = ", ".join(BY_CODE[int(code)].name for code in kinds)
+            raise RecipeError(f"data.weights: none of {', '.join(weights)} is in the data", f"it holds {there}")
+    else:
+        power = {"proportional": 1.0, "sqrt": 0.5, "balanced": 0.0}[sampling]
+        of_kind, within = np.bincount(kind_of, counts) ** power, counts.astype(float) ** power
     within /= np.bincount(kind_of, within)[kind_of]
     share = (of_kind / of_kind.sum())[kind_of] * within
     return strata, tuple(float(s) for s in share)
+
+
+def _groups(strata: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """How many groups each stratum has, and rows without one, ``[S]`` float64."""
+    known = group >= 0
+    width = int(group.max(initial=0)) + 1
+    distinct = np.unique(strata[known].astype(np.int64) * width + group[known]) // width
+    size = int(strata.max()) + 1
+    return np.bincount(distinct, minlength=size) + np.bincount(strata[~known], minlength=size).astype(float)
 
 
 class BatchStream:
@@ -125,7 +157,7 @@ class BatchStream:
         batch_size: of one step over all processes.
         rank, world: this process and how many there are; each gets its contiguous share of every batch.
         pin: put batches into page-locked memory.
-        sampling: how often modalities and sources come; see :func:`shares`.
+        sampling, weights: how often modalities and sources come; see :func:`shares`.
 
     Raises:
         RecipeError: fewer rows than one batch holds.
@@ -141,6 +173,7 @@ class BatchStream:
         world: int = 1,
         pin: bool = False,
         sampling: str = "proportional",
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         if len(rows) < batch_size:
             raise RecipeError(
@@ -149,10 +182,11 @@ class BatchStream:
             )
         if batch_size % world:
             raise RecipeError(f"a batch of {batch_size} images cannot be shared by {world} processes evenly")
-        weights: tuple[Any, ...] = ()
+        strata: tuple[Any, ...] = ()
         if sampling != "proportional":
-            weights = shares(sampling, corpus.modality[rows], corpus.source[rows])
-        self.corpus, self.order = corpus, Order(rows, batch_size, seed, *weights)
+            group = corpus.group[rows] if sampling == "weights" else None
+            strata = shares(sampling, corpus.modality[rows], corpus.source[rows], group, weights)
+        self.corpus, self.order = corpus, Order(rows, batch_size, seed, *strata)
         self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.pin, self.start = pin, 0
         images = min(_READ_IMAGES, _READ_BYTES // corpus.canvas_bytes)

@@ -27,6 +27,7 @@ CODECS = ("raw", "png", "jpeg", "jpegls")
 HOW = "make one with: ssl-mednet ingest SRC --out CORPUS"
 _PAGE = 4096  # bytes: a smaller picture costs one page of the disk whether it is packed or not
 LABELS = ("all", "table", "none")
+TAG = "tag:"  # before the name of a DICOM tag, as a group
 
 
 class Flag(IntFlag):
@@ -50,7 +51,8 @@ class CorpusSpec:
             because a folder may be named after a patient; ``"none"``.
         group_field: what may not be split between training and test: ``""``: what the source says (the column
             ``group``, the patient of a DICOM file); ``"folder"``: the folder a file lies in; ``"file"``: each file;
-            else the name of a column of ``labels.csv``.
+            ``"path:REGEX"``: what it finds in a path; ``"tag:NAME"``: what a DICOM file says there, and as with ``""``
+            for other files; else the name of a column of ``labels.csv``. An image of which it says nothing has none.
         mpp, tile, max_tiles: of whole slides; see :class:`ssl_mednet.imaging.readers.ReadContext`.
     """
 
@@ -64,6 +66,11 @@ class CorpusSpec:
     mpp: float = 0.5
     tile: int = 256
     max_tiles: int = 0
+
+    @property
+    def group_tag(self) -> str:
+        """The DICOM tag that says the group; empty where another thing does."""
+        return self.group_field.removeprefix(TAG) if self.group_field.startswith(TAG) else ""
 
 
 def schema(channels: str, meta: dict[str, Any] | None = None) -> pa.Schema:
@@ -109,7 +116,7 @@ def read_meta(stored: pa.Schema, folder: Path) -> dict[str, Any]:
     meta: dict[str, Any] = json.loads(content)
     if meta["format"] != FORMAT:
         raise DataError(f"{folder}: has the layout {meta['format']}, this version reads {FORMAT}", "ingest it again")
-    return meta
+    return {"weights": {}} | meta  # those of corpora that were not made by a recipe
 
 
 def is_corpus(path: Path) -> bool:

@@ -29,6 +29,7 @@ class MedicalImage:
         quantity: ``"hu"`` when the values are Hounsfield units plus the offset, else ``"intensity"``.
         group: what must not be split between training and test (a patient, a lesion, a slide), as the source names it;
             it never leaves the process as it is. Empty where the source has none.
+        by_tag: the group is what the user asked for, also where it is empty: nothing else names it.
         index: position of this image in its volume (slice, frame or tile), 0 for single images.
         volume: what it is a part of (a volume, a series, a cine, a slide), as the source names it; like the group it
             never leaves the process as it is. Empty for single images.
@@ -44,6 +45,7 @@ class MedicalImage:
     group: str = ""
     index: int = 0
     volume: str = ""
+    by_tag: bool = False
 
     def __post_init__(self) -> None:
         p = self.pixels

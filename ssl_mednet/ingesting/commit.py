@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from filelock import FileLock
 
-from ssl_mednet.data.schema import FORMAT, QUARANTINE, is_corpus, read_meta, schema
+from ssl_mednet.data.schema import FORMAT, LOCK, META_KEY, QUARANTINE, is_corpus, read_meta, schema
 from ssl_mednet.files import replacing
 from ssl_mednet.ingesting.rows import Record, Rejected
 
@@ -65,7 +66,7 @@ def commit(folder: Path, channels: str, records: list[Record], ingest: Ingest) -
     fragments = [f.metadata for f in old.get_fragments()] if old is not None else []
     fresh = [lance.FragmentMetadata.from_json(json.dumps(f)) for record in records for f in record.fragments]
     ingests = [*before["ingests"], _entry(records, ingest)]
-    meta = _describe(_batches(folder, old, fresh), channels, ingests)
+    meta = _describe(_batches(folder, old, fresh), channels, ingests) | {"weights": before.get("weights", {})}
     columns = schema(channels, meta)
     if old is not None:  # what others added to the corpus has no value in the new rows
         extra = [f.with_nullable(True) for f in old.schema if f.name not in columns.names]
@@ -75,6 +76,22 @@ def commit(folder: Path, channels: str, records: list[Record], ingest: Ingest) -
     done = lance.LanceDataset.commit(str(folder), operation, read_version=old.version if old is not None else None)
     done.cleanup_old_versions(older_than=_FOREVER, delete_unverified=True)  # fragments of killed runs
     return meta
+
+
+def state_weights(folder: Path, weights: dict[str, float]) -> None:
+    """Keep in a corpus how often its modalities are to be drawn; its rows stay as they are.
+
+    Args:
+        weights: share of each modality.
+    """
+    import lance
+
+    with FileLock(folder / LOCK):
+        corpus = lance.dataset(str(folder))
+        meta = read_meta(corpus.schema, folder)
+        if meta["weights"] != weights:
+            said = {**(corpus.schema.metadata or {}), META_KEY: json.dumps(meta | {"weights": weights}).encode()}
+            corpus.replace_schema_metadata({key.decode(): value.decode() for key, value in said.items()})
 
 
 def _entry(records: list[Record], ingest: Ingest) -> dict[str, Any]:

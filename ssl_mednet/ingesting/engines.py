@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from itertools import chain, islice
 from typing import Any
 
-from ssl_mednet.errors import DataError, did_you_mean
+from ssl_mednet.errors import IngestError, did_you_mean
 from ssl_mednet.ingesting.chunks import Chunk, Job
 from ssl_mednet.ingesting.hands import give_back, take_hand, work_safely
 from ssl_mednet.ingesting.rows import Record, write_rows
@@ -33,12 +33,14 @@ def run(engine: str, job: Job, chunks: Iterator[Chunk], workers: int, address: s
         address: of a cluster; empty starts one on this machine.
 
     Raises:
-        DataError: no such engine, or it is not installed, or no cluster answers.
+        IngestError: no such engine, or it is not installed, or no cluster answers.
     """
     if engine not in ENGINES:
-        raise DataError(f"unknown engine {engine!r}", did_you_mean(engine, ENGINES) or f"one of {', '.join(ENGINES)}")
+        raise IngestError(f"unknown engine {engine!r}", did_you_mean(engine, ENGINES) or f"one of {', '.join(ENGINES)}")
     if address and engine == "loky":
-        raise DataError(f"the engine loky works on this machine and has no address ({address})", "--engine ray or dask")
+        raise IngestError(
+            f"the engine loky works on this machine and has no address ({address})", "--engine ray or dask"
+        )
     return ENGINES[engine](job, chunks, workers or os.cpu_count() or 1, address)
 
 
@@ -96,14 +98,14 @@ def _ray(job: Job, chunks: Iterator[Chunk], workers: int, address: str) -> Itera
     try:
         import ray
     except ImportError as error:
-        raise DataError("the engine ray is not installed", 'pip install "ssl-mednet[ray]"') from error
+        raise IngestError("the engine ray is not installed", 'pip install "ssl-mednet[ray]"') from error
     ours = not ray.is_initialized()
     if ours:
         where: dict[str, Any] = {"address": address} if address else {"num_cpus": workers, "address": "local"}
         try:
             ray.init(**where, include_dashboard=None if address else False, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise DataError(f"no Ray cluster answers at {address or 'this machine'}", str(error)) from error
+            raise IngestError(f"no Ray cluster answers at {address or 'this machine'}", str(error)) from error
     task = ray.remote(work_safely).options(num_cpus=1, max_retries=_ATTEMPTS)
     shared = ray.put(job)
     window = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -120,13 +122,13 @@ def _dask(job: Job, chunks: Iterator[Chunk], workers: int, address: str) -> Iter
         from distributed import Client, LocalCluster
         from distributed import wait as wait_for
     except ImportError as error:
-        raise DataError("the engine dask is not installed", 'pip install "ssl-mednet[dask]"') from error
+        raise IngestError("the engine dask is not installed", 'pip install "ssl-mednet[dask]"') from error
     with dask.config.set({"distributed.scheduler.allowed-failures": _ATTEMPTS}):
         try:
             cluster = None if address else LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
             client = Client(address or cluster)
         except (OSError, TimeoutError, ValueError) as error:
-            raise DataError(f"no Dask cluster answers at {address}", str(error)) from error
+            raise IngestError(f"no Dask cluster answers at {address}", str(error)) from error
 
     def some(pending: list[Any]) -> tuple[list[Any], list[Any]]:
         states = wait_for(pending, return_when="FIRST_COMPLETED")

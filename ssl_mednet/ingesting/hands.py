@@ -15,7 +15,7 @@ from types import TracebackType
 
 from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 
-from ssl_mednet.errors import DataError
+from ssl_mednet.errors import IngestError
 from ssl_mednet.ingesting.chunks import Chunk, Job
 from ssl_mednet.ingesting.rows import Record, reader_of, write_rows
 
@@ -54,7 +54,7 @@ class Hand:
         more by itself (the process may have died of something else), and the work goes on behind it.
 
         Raises:
-            DataError: the process dies before it opens a file.
+            IngestError: the process dies before it opens a file.
         """
         done = Record(chunk.number, 0)
         parts = [(0, len(chunk.items))]  # the next one last
@@ -64,7 +64,7 @@ class Hand:
                 done += self._attempt(job, chunk.part(start, stop))
             except _Lost as lost:
                 if lost.item < 0 or self.closed:
-                    raise DataError("a worker process ended before it had read anything", lost.reason) from lost
+                    raise IngestError("a worker process ended before it had read anything", lost.reason) from lost
                 if stop - start == 1:
                     item = chunk.items[start]
                     done += Record(chunk.number, 1, quarantine=[(item.name, lost.reason, reader_of(item))])

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ssl_mednet.data.schema import Flag
-from ssl_mednet.errors import DataError
+from ssl_mednet.errors import IngestError
 
 KEY, KEY_FILE = "SSL_MEDNET_GROUP_KEY", "SSL_MEDNET_GROUP_KEY_FILE"
 _SIDE, _KEPT = 32, 8  # of a perceptual hash: side of the picture, and of the low frequencies that are kept
@@ -24,7 +24,7 @@ def group_key() -> bytes | None:
     """The user's key for groups, from ``$SSL_MEDNET_GROUP_KEY`` or the file ``$SSL_MEDNET_GROUP_KEY_FILE``.
 
     Raises:
-        DataError: the file cannot be read, or the key is empty.
+        IngestError: the file cannot be read, or the key is empty.
     """
     key: bytes | None = None
     if (text := os.environ.get(KEY)) is not None:
@@ -33,9 +33,9 @@ def group_key() -> bytes | None:
         try:
             key = Path(path).expanduser().read_bytes().strip()
         except OSError as error:
-            raise DataError(f"${KEY_FILE}: the key cannot be read from {path}", error.strerror or "") from error
+            raise IngestError(f"${KEY_FILE}: the key cannot be read from {path}", error.strerror or "") from error
     if key is not None and not key:
-        raise DataError(f"the key for groups is empty (${KEY} or ${KEY_FILE})", "give it a long random text")
+        raise IngestError(f"the key for groups is empty (${KEY} or ${KEY_FILE})", "give it a long random text")
     return key
 
 

@@ -35,6 +35,7 @@ class Record:
         number: of the chunk.
         items: how many it had.
         rows: how many images they gave.
+        ungrouped: how many of these have no group.
         fragments: of Lance, as their JSON.
         quarantine: path, reason and reader of each item that gave no image, or not all of its images.
     """
@@ -44,6 +45,7 @@ class Record:
     rows: int = 0
     fragments: list[dict[str, Any]] = field(default_factory=list)
     quarantine: list[Rejected] = field(default_factory=list)
+    ungrouped: int = 0
 
     def __add__(self, other: Record) -> Record:
         return Record(
@@ -52,6 +54,7 @@ class Record:
             self.rows + other.rows,
             self.fragments + other.fragments,
             self.quarantine + other.quarantine,
+            self.ungrouped + other.ungrouped,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -75,12 +78,13 @@ def write_rows(job: Job, chunk: Chunk, beat: Beat) -> Record:
 
     columns = schema(job.spec.channels)
     rejected: list[Rejected] = []
-    count = 0
+    count = ungrouped = 0
 
     def batches() -> Iterator[pa.RecordBatch]:
-        nonlocal count
+        nonlocal count, ungrouped
         for rows in _in_batches(_rows(job, chunk, beat, rejected)):
             count += len(rows)
+            ungrouped += sum(row["group"] < 0 for row in rows)
             yield pa.RecordBatch.from_pylist(rows, schema=columns)
 
     stream = batches()
@@ -90,7 +94,7 @@ def write_rows(job: Job, chunk: Chunk, beat: Beat) -> Record:
     reader = pa.RecordBatchReader.from_batches(columns, chain([first], stream))
     # "overwrite" writes files and nothing else; "append" would ask for the columns that others added to the corpus.
     written = write_fragments(reader, job.folder, schema=columns, mode="overwrite", max_bytes_per_file=2**31)
-    return Record(chunk.number, len(chunk.items), count, [f.to_json() for f in written], rejected)
+    return Record(chunk.number, len(chunk.items), count, [f.to_json() for f in written], rejected, ungrouped)
 
 
 def _in_batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -108,11 +112,11 @@ def _in_batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
 
 def _rows(job: Job, chunk: Chunk, beat: Beat, rejected: list[Rejected]) -> Iterator[dict[str, Any]]:
     origin, spec = job.origins[chunk.origin], job.spec
-    slides = ReadContext(mpp=spec.mpp, tile=spec.tile, max_tiles=spec.max_tiles)
+    told = ReadContext(mpp=spec.mpp, tile=spec.tile, max_tiles=spec.max_tiles, group_tag=spec.group_tag)
     for number, item in enumerate(chunk.items):
         beat(number)
         try:
-            for image in item.images(spec.modality, slides):
+            for image in item.images(spec.modality, told):
                 yield _row(job, origin, item, fit(item.name, image, spec))
                 beat(number)
         except UnreadableImage as error:
@@ -132,7 +136,7 @@ def _row(job: Job, origin: Origin, item: Item, image: MedicalImage) -> dict[str,
         "bits": 8 * image.pixels.dtype.itemsize,
         "window": image.window,
         "quantity": image.quantity,
-        "group": keyed_hash(job.key, item.group or image.group),
+        "group": keyed_hash(job.key, image.group if image.by_tag else item.group or image.group),
         "source": origin.name,
         "licence": origin.licence,
         "split": SPLITS.index(item.split) if item.split else -1,

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from ssl_mednet.data.schema import FORMAT, LABELS, LOCK, QUARANTINE, CorpusSpec, is_corpus, read_meta
+from ssl_mednet.data.schema import FORMAT, LABELS, LOCK, QUARANTINE, TAG, CorpusSpec, is_corpus, read_meta
 from ssl_mednet.data.sources import Source, TreeSource, open_sources
-from ssl_mednet.errors import DataError
+from ssl_mednet.errors import DataError, IngestError
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
 from ssl_mednet.imaging.modality import modality as known_modality
 from ssl_mednet.ingesting.chunks import Chunk, Job, Origin, chunks
@@ -45,6 +45,7 @@ class Summary:
         fingerprint: of the corpus now.
         already: it had been ingested before, and nothing was done.
         notes: what the user should know.
+        missing: sets that were to be in it and are not, and why.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Summary:
     fingerprint: str
     already: bool = False
     notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class Way:
     address: str = ""
     workers: int = 0
     timeout: float = TIMEOUT
+
+
+WAY = Way()
 
 
 def ingest(
@@ -114,7 +119,7 @@ def ingest(
     spec = CorpusSpec(
         channels, store_size, modality, convert, quality, labels, group_field, mpp=mpp, tile=tile, max_tiles=max_tiles
     )
-    _check(spec, timeout)
+    check(spec, timeout)
     given = [sources] if isinstance(sources, str | Path) else list(sources)
     opened = [one for text in given for one in open_sources(text)]
     if not opened:
@@ -123,7 +128,12 @@ def ingest(
     return ingest_opened(opened, Path(out).expanduser().absolute(), spec, source, licence, way, quiet)
 
 
-def _check(spec: CorpusSpec, timeout: float) -> None:
+def check(spec: CorpusSpec, timeout: float) -> None:
+    """Refuse what a user cannot mean.
+
+    Raises:
+        DataError: the message says what is allowed.
+    """
     if spec.channels not in CHANNEL_COUNT:
         raise DataError(f"channels is gray or color, not {spec.channels!r}")
     if spec.modality:
@@ -136,6 +146,10 @@ def _check(spec: CorpusSpec, timeout: float) -> None:
         raise DataError("slides: microns per pixel are above 0, tiles have 16 pixels or more, at most 0 (all) or more")
     if spec.labels not in LABELS:
         raise DataError(f"labels are one of {', '.join(LABELS)}, not {spec.labels!r}")
+    if spec.group_field.startswith(TAG):
+        from ssl_mednet.imaging.readers.tags import parse_tag  # it brings pydicom
+
+        parse_tag(spec.group_tag)
     if timeout <= 0:
         raise DataError(f"the timeout is a time above 0, not {timeout:g} s")
 
@@ -146,12 +160,12 @@ def ingest_opened(
     spec: CorpusSpec,
     source: str = "",
     licence: str = "",
-    way: Way = Way(),
+    way: Way = WAY,
     quiet: bool = False,
 ) -> Summary:
     """:func:`ingest` of sources that are open already."""
     for one in sources:
-        if spec.group_field and not isinstance(one, TreeSource):
+        if spec.group_field and not spec.group_tag and not isinstance(one, TreeSource):
             raise DataError(f"{one.spec}: only files in folders and archives can be grouped by {spec.group_field!r}")
         one.group_field, one.labels = spec.group_field, spec.labels
     origins = tuple(Origin(source or name_of(s), licence or s.licence, s.classes) for s in sources)
@@ -168,7 +182,7 @@ def ingest_opened(
             before = _meta(folder)
             if before and before["channels"] != spec.channels:
                 kind = before["channels"]
-                raise DataError(f"{folder}: holds {kind} images, not {spec.channels}", "name another --out")
+                raise IngestError(f"{folder}: holds {kind} images, not {spec.channels}", "name another --out")
             if before and (entry := next((i for i in before["ingests"] if i["key"] == name), None)):
                 return _summary(folder, before, entry, already=True)
             for one in sources:
@@ -176,9 +190,12 @@ def ingest_opened(
             job = Job(str(folder), spec, origins, key, way.timeout)
             journal = Journal(folder, name)
             _work(sources, job, journal, way, quiet)
+            ungrouped = sum(record.ungrouped for record in journal.records()) if spec.group_field else 0
             meta = _commit(sources, job, journal, name)
-            notes = (*_remarks(sources), *(() if given or not meta["groups"] else (_GROUPS_DIFFER,)))
-            return _summary(folder, meta, meta["ingests"][-1], notes=notes)
+            notes = [*_remarks(sources), *([] if given or not meta["groups"] else [_GROUPS_DIFFER])]
+            if ungrouped:
+                notes.append(f"{ungrouped} images have no group: --group {spec.group_field} says nothing of them")
+            return _summary(folder, meta, meta["ingests"][-1], notes=tuple(notes))
 
 
 def _remarks(sources: list[Source]) -> tuple[str, ...]:
@@ -277,7 +294,9 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         text = str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text or "os error 122" in text:
             hint = f"what was there before is untouched; free some space and run it again to go on (see {QUARANTINE})"
-            raise DataError(f"{folder}: the disk is full", hint) from error
+            raise IngestError(f"{folder}: the disk is full", hint) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST) or "os error 13" in text:
-            raise DataError(f"{folder}: cannot be written ({error.strerror or text})", "name another --out") from error
+            raise IngestError(
+                f"{folder}: cannot be written ({error.strerror or text})", "name another --out"
+            ) from error
         raise

@@ -11,7 +11,7 @@ from ssl_mednet.catalog.selection import Selection, is_selection, prepare, resol
 from ssl_mednet.catalog.source import open_selection
 from ssl_mednet.data.schema import CorpusSpec
 from ssl_mednet.errors import DataError
-from ssl_mednet.ingesting.run import STORE_SIZE, Summary, Way, ingest, ingest_opened
+from ssl_mednet.ingesting.run import STORE_SIZE, Summary, Way, check, ingest, ingest_opened
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,36 @@ def ingest_selected(sources: Sequence[str], out: str | Path, choice: Choice, **o
     wanted = [text for text in sources if is_selection(text)]
     plain = [text for text in sources if not is_selection(text)]
     chosen = [one for text in wanted for one in resolve(text, choice.root, choice.per_patient, choice.seed)]
-    notes = _fetch(chosen, bool(options.get("quiet", False)))
-    done = [ingest(plain, folder, **options)] if plain else []
-    done += [_ingest_one(selection, folder, options) for selection in chosen]
-    if not done:
+    if not plain and not chosen:
         raise DataError("nothing to ingest", "name a folder, a file, an archive, catalog:ID or idc:COLLECTION")
+    way = Way(**{name: options[name] for name in Way.__dataclass_fields__ if name in options})
+    done, notes = [ingest(plain, folder, **options)] if plain else [], []
+    for selection in chosen:
+        summary, said = ingest_selection(selection, folder, _spec(selection, options), way, options.get("quiet", False))
+        done.append(summary)
+        notes += said
+    return summed(done, notes)
+
+
+def ingest_selection(
+    selection: Selection, folder: Path, spec: CorpusSpec, way: Way, quiet: bool
+) -> tuple[Summary, list[str]]:
+    """Fetch one selection where it has to be, and ingest it.
+
+    Returns:
+        What was done, and notes on series that could not be fetched.
+
+    Raises:
+        DataError: as :func:`~ssl_mednet.ingesting.run.ingest`, or a server that gives nothing.
+    """
+    check(spec, way.timeout)
+    notes = _fetch([selection], quiet)
+    opened = open_selection(selection)
+    return ingest_opened(opened, folder, spec, selection.name, selection.licence, way, quiet), notes
+
+
+def summed(done: Sequence[Summary], notes: Sequence[str]) -> Summary:
+    """Several ingests into one corpus as one, the last one last."""
     return replace(
         done[-1],
         images=sum(s.images for s in done),
@@ -68,11 +93,8 @@ def _fetch(chosen: list[Selection], quiet: bool) -> list[str]:
     return [f"{len(failed)} series could not be fetched, for example {address}: {reason}"]
 
 
-def _ingest_one(selection: Selection, folder: Path, options: dict[str, Any]) -> Summary:
+def _spec(selection: Selection, options: dict[str, Any]) -> CorpusSpec:
     names = ("channels", "store_size", "convert", "quality", "labels", "mpp", "tile", "max_tiles")
     said: dict[str, Any] = {"channels": "gray", "store_size": STORE_SIZE, "labels": "table"}
     said |= {name: options[name] for name in names if name in options}
-    spec = CorpusSpec(**said, modality=options.get("modality") or selection.modality or "")
-    way = Way(**{name: options[name] for name in Way.__dataclass_fields__ if name in options})
-    quiet = bool(options.get("quiet", False))
-    return ingest_opened(open_selection(selection), folder, spec, selection.name, selection.licence, way, quiet)
+    return CorpusSpec(**said, modality=options.get("modality") or selection.modality or "")

@@ -12,7 +12,7 @@ import torch
 from ssl_mednet.augment.views import ViewMaker
 from ssl_mednet.backbones.factory import backbone_args, backbone_kind, create_backbone
 from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
-from ssl_mednet.errors import DataError
+from ssl_mednet.errors import DataError, RecipeError
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
 from ssl_mednet.methods import METHODS, Method, View
 from ssl_mednet.pretraining.module import PretrainModule
@@ -67,6 +67,20 @@ def recipe_rows(recipe: Recipe, corpus: Corpus) -> np.ndarray:
         if not len(rows):
             raise DataError(f"{corpus.folder}: none of its rows is good", "data.keep=all trains on all of them")
     return rows
+
+
+def with_weights(recipe: Recipe, corpus: Corpus) -> Recipe:
+    """The recipe with the shares of the modalities stated, where it draws by them.
+
+    Raises:
+        RecipeError: neither the recipe nor the corpus states them.
+    """
+    if recipe.data.sampling != "weights" or recipe.data.weights:
+        return recipe
+    if not corpus.meta["weights"]:
+        hint = "data.weights.ct=0.6 data.weights.xray=0.4; or make the corpus with: ssl-mednet ingest --recipe"
+        raise RecipeError(f"data.sampling=weights: {corpus.folder} states none", hint)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"weights": corpus.meta["weights"]})})
 
 
 def with_length(recipe: Recipe, images: int) -> Recipe:

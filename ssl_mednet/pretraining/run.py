@@ -30,6 +30,7 @@ from ssl_mednet.pretraining.build import (
     recipe_rows,
     resolve_precision,
     with_length,
+    with_weights,
 )
 from ssl_mednet.pretraining.checkpoints import CHECKPOINT, Checkpoints, last_step
 from ssl_mednet.pretraining.curves import Curves, ProgressBar
@@ -95,7 +96,7 @@ def pretrain(
     folder = run_folder(plan, out, resume)
     corpus = recipe_corpus(plan, quiet)
     rows = recipe_rows(plan, corpus)
-    plan = with_length(plan, len(rows))
+    plan = with_weights(with_length(plan, len(rows)), corpus)
     check_same(plan, folder)
     held_out = _held_out(plan, corpus, rows, quiet)
     with _quiet_libraries(), torch.random.fork_rng():
@@ -109,7 +110,8 @@ def _run(
     assert steps is not None
     mean, std = corpus.statistics(rows)
     batch_size = recipe.optim.batch_size // recipe.optim.accumulate
-    stream = BatchStream(corpus, rows, batch_size, recipe.train.seed, sampling=recipe.data.sampling)
+    data = recipe.data
+    stream = BatchStream(corpus, rows, batch_size, recipe.train.seed, sampling=data.sampling, weights=data.weights)
     start = last_step(folder)
     if start >= steps and (folder / BACKBONE).is_dir():
         raise UserError(f"{folder}: this run is finished ({start} steps)", "train.steps=N with another --out goes on")

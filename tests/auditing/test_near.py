@@ -15,6 +15,7 @@ from ssl_mednet.auditing.near import (
     RADIUS,
     Pairs,
     embedding_between,
+    embedding_within,
     exact_between,
     exact_within,
     near_between,
@@ -133,3 +134,41 @@ def test_false_alarms_and_misses_on_real_x_rays(data_root: Path, make_corpus) ->
     assert (similarity(one, two) >= CORRELATION).float().mean() == 1
     distance = np.bitwise_count(np.tile(records(corpus).phash[:50], len(COPIES)) ^ records(copies).phash)
     assert (distance <= RADIUS).mean() > 0.97
+
+
+def clustered(count: int, dimensions: int = 32) -> np.ndarray:
+    """Embeddings of length 1 in some clusters; each tenth is nearly the one before it."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(40, dimensions))[random.integers(0, 40, count)] + random.normal(
+        size=(count, dimensions)
+    )
+    features[1::10] = features[0::10] + 0.02 * random.normal(size=features[1::10].shape)
+    return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float16)
+
+
+def within(features: np.ndarray, cosine: float) -> list[tuple[int, int]]:
+    return [
+        pair
+        for part in embedding_within(features, cosine)
+        for pair in zip(*(v.tolist() for v in (part.left, part.right)), strict=True)
+    ]
+
+
+def test_embeddings_within_a_corpus_are_all_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = clustered(1000)
+    wide = features.astype(np.float32)
+    expected = {(int(a), int(b)) for a, b in np.argwhere(wide @ wide.T >= 0.95) if a < b}
+    assert len(expected) >= 100
+    found = within(features, 0.95)
+    assert len(found) == len(set(found))
+    assert set(found) == expected
+    monkeypatch.setattr("ssl_mednet.auditing.near._CELL", 200)  # ten cells
+    cells = within(features, 0.95)
+    assert len(cells) == len(set(cells)), "no pair comes twice, whichever cell it is found in"
+    assert set(cells) <= expected
+    assert len(cells) >= 0.97 * len(expected)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_embeddings_have_no_pairs(count: int) -> None:
+    assert within(clustered(10)[:count], 0.9) == []

@@ -86,6 +86,25 @@ def test_training_takes_the_good_rows_of_this_very_corpus(make_corpus, tmp_path:
         recipe_rows(recipe, Corpus(corpus.folder))
 
 
+def test_embeddings_find_copies_that_a_hash_misses_and_no_different_image(make_corpus) -> None:
+    def cut(image: Image.Image) -> Image.Image:
+        return jpeg(image.crop((0, 0, image.width - 5, image.height - 5)))
+
+    def darker(image: Image.Image) -> Image.Image:
+        return jpeg(Image.fromarray((np.asarray(image) * 0.8).astype(np.uint8)))
+
+    originals = [picture(i, size=96) for i in range(24)]
+    corpus = make_corpus([*originals, *map(cut, originals[:12]), *map(darker, originals[12:18])])
+    plain, seen = (
+        (curate(corpus, weights=weights, quiet=True).marks & Mark.NEAR) > 0 for weights in (None, "baseline:histogram")
+    )
+    assert not seen[:24].any(), "different images stay"
+    assert seen[36:].all()
+    assert seen[24:36].sum() >= 9
+    assert seen[24:36].sum() >= plain[24:36].sum() + 6
+    assert ((read_marks(corpus).marks & Mark.NEAR) > 0).tolist() == seen.tolist()
+
+
 @pytest.mark.parametrize("ratio", [0, -1, 1.5, float("nan")])
 def test_a_ratio_that_is_none_is_refused(ratio: float, make_corpus) -> None:
     with pytest.raises(DataError, match="keep_ratio"):

@@ -125,6 +125,31 @@ def test_each_modality_and_source_gets_its_share_of_every_epoch(
     assert not np.array_equal(Order(np.arange(1100), 100, 8, strata, parts).at(25), drawn[2500:2600])
 
 
+def test_stated_weights_are_shares_of_modalities_and_roots_of_patients_within() -> None:
+    modality, source = mixed(SIZES)
+    group = np.arange(1100) // 10  # ten rows a patient
+    group[(modality == 2) & (source == 0)] = 0  # one patient
+    weights = {"xray": 0.5, "ct": 0.3, "pet": 0.2}
+    strata, parts = shares("weights", modality, source, group, weights)
+    assert sum(parts) == pytest.approx(1)
+    drawn = Order(np.arange(1100), 1100, 7, strata, parts).at(0)
+    present = {name: code for name, code in {"xray": 2, "ct": 3, "pet": 6}.items() if (modality == code).any()}
+    stated = sum(weights[name] for name in present)
+    for name, code in present.items():
+        assert abs((modality[drawn] == code).sum() - 1100 * weights[name] / stated) <= len(SIZES)
+        sources = [s for m, s in SIZES if m == code]
+        roots = {s: len(np.unique(group[(modality == code) & (source == s)])) ** 0.5 for s in sources}
+        for s in sources:
+            expected = 1100 * weights[name] / stated * roots[s] / sum(roots.values())
+            assert abs(((modality[drawn] == code) & (source[drawn] == s)).sum() - expected) <= 1
+    assert set(np.unique(modality[drawn])) == set(present.values()), "what has no weight is never drawn"
+    alone, of_rows = shares("weights", modality, source, np.full(1100, -1), weights)
+    assert np.array_equal(alone, strata)
+    assert of_rows != parts
+    with pytest.raises(RecipeError, match="none of oct is in the data"):
+        shares("weights", modality, source, group, {"oct": 1.0})
+
+
 def test_sampling_by_default_is_what_it_always_was(corpus: Corpus) -> None:
     generator = np.random.default_rng(stable_hash(3, 0, "order"))
     expected = corpus.rows()[generator.permutation(60)[16:24]].tolist()

@@ -43,13 +43,28 @@ def planted(path: Path, number: int) -> list[str]:
             setattr(scan, name, word)
     block = scan.private_block(0x0099, f"ZqOwner{number}", create=True)
     block.add_new(1, "LO", f"ZqPrivate{number}")
+    block = scan.private_block(0x0099, "ACME", create=True)
+    block.add_new(7, "LO", f"ZqSubject{number // 2}")
     scan.save_as(path)
-    return [*words, f"ZqOwner{number}", f"ZqPrivate{number}"]
+    return [*words, f"ZqOwner{number}", f"ZqPrivate{number}", f"ZqSubject{number // 2}"]
 
 
-@pytest.mark.parametrize("key", ["", "a long random text"])
+@pytest.mark.parametrize(
+    ("key", "group", "groups"),
+    [
+        ("", "", 12),
+        ("a long random text", "", 12),
+        ("", "tag:AccessionNumber", 12),
+        ("a long random text", "tag:(0099,xx07,ACME)", 6),
+    ],
+)
 def test_no_identifier_reaches_a_byte_that_is_written(
-    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    key: str,
+    group: str,
+    groups: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     if key:
         monkeypatch.setenv("SSL_MEDNET_GROUP_KEY", key)
@@ -62,9 +77,9 @@ def test_no_identifier_reaches_a_byte_that_is_written(
     words += planted(broken, 99)
     broken.write_bytes(broken.read_bytes()[:-20000])
     assert len(words) > 200
-    summary = ingest(source, tmp_path / "out", timeout=60)
+    summary = ingest(source, tmp_path / "out", timeout=60, group_field=group)
     assert (summary.images, summary.quarantined) == (12, 1)
-    assert len(set(Corpus(summary.folder).group)) == 12
+    assert len(set(Corpus(summary.folder).group)) == groups
     said = capfd.readouterr()
     written = b"".join(p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
     names = " ".join(str(p) for p in (tmp_path / "out").rglob("*"))
@@ -104,6 +119,26 @@ def test_groups_are_hashed_with_the_users_key_and_match_between_corpora_of_one_k
     without = groups("a", "ppq"), groups("b", "qrp")
     assert without[0][0] == without[0][1] != without[1][2]  # no key: corpora share nothing
     assert not set(without[0]) & set(a + other)
+
+
+def test_files_that_lack_the_tag_have_no_group_and_others_their_usual_one(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "set", 2)
+    for i, study in enumerate(["a", "a", None]):
+        scan = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+        scan.StudyID, scan.PatientID = study, f"p{i}"
+        scan.save_as(root / f"{i}.dcm")
+    rows = [*(f"{i:05d}.png,x,lesion {i}" for i in range(2)), *(f"{i}.dcm,x,table {i}" for i in range(3))]
+    (root / "labels.csv").write_text("\n".join(["path,label,group", *rows]))
+    out = ingest(root, tmp_path / "out", group_field="tag:StudyID", quiet=True)
+    known = Corpus(out.folder)
+    scans = known.numbers("bits") == 16
+    assert sorted(known.group[scans].tolist())[0] == -1
+    assert len(set(known.group[scans].tolist())) == 2
+    assert len(set(known.group[~scans].tolist()) - {-1}) == 2
+    assert any(note.startswith("1 images have no group: --group tag:StudyID") for note in out.notes)
+    with pytest.raises(DataError, match="did you mean 'StudyID'"):
+        ingest(root, tmp_path / "other", group_field="tag:StudyId", quiet=True)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_key_that_cannot_be_had_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

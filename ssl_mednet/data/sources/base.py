@@ -51,6 +51,7 @@ class Item:
         group: patient, lesion or slide; ``""`` where the source has none.
         modality: of images that do not say their own, before what the caller says.
         index: place of its first image in its volume: of a slice in its series.
+        most: how many of its images are taken at most, evenly spread; 0 takes all.
     """
 
     name: str
@@ -60,14 +61,15 @@ class Item:
     group: str = ""
     modality: str = ""
     index: int = 0
+    most: int = 0
 
     def images(self, modality: str = "", ctx: ReadContext | None = None) -> Iterator[MedicalImage]:
         """Decode.
 
         Args:
             modality: of images that do not say their own.
-            ctx: what else the readers are told, as the resolution of the tiles of slides; its name and modality are
-                set here.
+            ctx: what else the readers are told, as the resolution of the tiles of slides; its name, modality and most
+                are set here.
 
         Raises:
             UnreadableImage: this item, or what follows in it, cannot be read.
@@ -80,7 +82,8 @@ class Item:
         elif isinstance(self.content, np.ndarray):
             yield MedicalImage(self.content, modality)
         else:
-            for image in read(self.content, replace(ctx or ReadContext(), modality=modality, name=self.name)):
+            told = replace(ctx or ReadContext(), modality=modality, name=self.name, most=self.most)
+            for image in read(self.content, told):
                 yield replace(image, index=image.index + self.index) if self.index else image
 
 

@@ -6,12 +6,13 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from ssl_mednet.data.schema import TAG
 from ssl_mednet.data.sources.base import SPLIT_NAMES, Item, Source
 from ssl_mednet.errors import DataError, UnreadableImage
 from ssl_mednet.imaging.readers import archive, is_image_name, npz_splits, series
@@ -71,24 +72,26 @@ class TreeSource(Source):
         """
         names = [n for n in self.names() if is_image_name(n)]
         table = self._table()
-        if table is None and self.group_field and not self._group_from_path:
-            hint = "folder, file, path:REGEX, or a column of a labels.csv beside the images"
+        if table is None and self._group_column:
+            hint = "folder, file, path:REGEX, tag:NAME, or a column of a labels.csv beside the images"
             raise DataError(f"{self.spec}: no labels.csv has the column {self.group_field!r}", hint)
         said = _classes(names) if table is None else {n: _row(table[n]) for n in names if n in table}
         for name, known in said.items():
             known["group"] = self._group(name, {} if table is None else table[name])
             if self.labels == "none" or (self.labels == "table" and table is None):
                 known["label"] = None
-        for group in self._parts([n for n in names if n in said]):
-            yield from self._arranged(group, said)
+        for part in self._parts([n for n in names if n in said]):
+            yield from self._arranged(self._stacks(part), said)
         for name in table or {}:
             if name not in said:
                 reason = "labels.csv names it, but there is no such file"
                 yield Item(self._full(name), UnreadableImage(self._full(name), reason))
 
     @property
-    def _group_from_path(self) -> bool:
-        return self.group_field in ("folder", "file") or self.group_field.startswith("path:")
+    def _group_column(self) -> str:
+        """The column of the table that the user named, if any."""
+        elsewhere = self.group_field in ("folder", "file") or self.group_field.startswith(("path:", TAG))
+        return "" if elsewhere else self.group_field
 
     def _group(self, name: str, row: dict[str, str]) -> str:
         """What of a file's path, or of its row in the table, says what it may not be split from."""
@@ -97,7 +100,7 @@ class TreeSource(Source):
             return (found[1] if found.re.groups else found[0]) if found else ""
         if self.group_field in ("folder", "file"):
             return name if self.group_field == "file" else str(PurePosixPath(name).parent)
-        return row.get(self.group_field or "group") or ""
+        return row.get(self._group_column or "group") or ""
 
     def _parts(self, names: list[str]) -> Iterator[list[str]]:
         """What is read in one go: a directory."""
@@ -106,20 +109,25 @@ class TreeSource(Source):
             groups.setdefault(name.rpartition("/")[0], []).append(name)
         yield from groups.values()
 
-    def _arranged(self, names: list[str], said: dict[str, dict[str, Any]]) -> Iterator[Item]:
-        stacks = self._stacks(names)
+    def _arranged(
+        self, stacks: list[series.Stack], said: dict[str, dict[str, Any]], most: Mapping[str, int] | None = None
+    ) -> Iterator[Item]:
+        """The items of some stacks; with ``most``, those files alone, and of each at most so many images."""
         place = {name: (stack, i) for stack in stacks for i, name in enumerate(stack.names)}
+        place = place if most is None else {name: where for name, where in place.items() if name in most}
+        caps = most or {}
         slides: dict[str, dict[str, Path | bytes]] = {}
         self.remarks += [(self._full(stack.names[0]), stack.remark) for stack in stacks if stack.remark]
         for name, content in self.contents([*place]):
             stack, index = place.get(name, (series.Stack([name]), 0))
             if not stack.slide or isinstance(content, UnreadableImage):
-                yield Item(self._full(name), content, **said.get(name, {}), index=index)
+                yield Item(self._full(name), content, **said.get(name, {}), index=index, most=caps.get(name, 0))
                 continue
             levels = slides.setdefault(stack.names[0], {})
             levels[name] = content
             if len(levels) == len(stack.names):
-                yield Item(self._full(stack.names[0]), tuple(levels.values()), **said[stack.names[0]])
+                first = stack.names[0]
+                yield Item(self._full(first), tuple(levels.values()), **said[first], most=caps.get(first, 0))
 
     def _stacks(self, names: list[str]) -> list[series.Stack]:
         dicom = {n for n in names if _may_be_dicom(n)}
@@ -142,7 +150,7 @@ class TreeSource(Source):
             rows = list(csv.DictReader(io.StringIO(self.read_bytes(name).decode("utf-8-sig"))))
         except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{self._full(name)}: is no CSV table: {error}") from error
-        wanted = {"path", "label"} | ({self.group_field} - {""} if not self._group_from_path else set())
+        wanted = {"path", "label", self._group_column} - {""}
         missing = wanted - set(rows[0] if rows else ())
         if missing:
             hint = "columns: path,label and, where known, split,group,modality"
@@ -207,7 +215,7 @@ class FolderSource(TreeSource):
             digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
-    def count(self) -> int:
+    def count(self) -> int | None:
         return sum(map(is_image_name, self._names))
 
     def contents(self, order: list[str]) -> Iterator[tuple[str, Path | bytes | UnreadableImage]]:

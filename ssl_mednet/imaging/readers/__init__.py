@@ -44,6 +44,8 @@ class ReadContext:
         tile: of slides, height and width of a tile in pixels.
         max_tiles: of slides, how many tiles of one are taken at most, evenly spread; 0 takes all.
         min_tissue: of slides, the part of a tile that must be tissue, above 0 to 1.
+        group_tag: of DICOM, the tag whose value is the group (see :mod:`.tags`); the patient when empty.
+        most: of a file that holds several images, how many are taken at most, evenly spread; 0 takes all.
     """
 
     modality: str = ""
@@ -53,6 +55,14 @@ class ReadContext:
     tile: int = 256
     max_tiles: int = 0
     min_tissue: float = 0.5
+    group_tag: str = ""
+    most: int = 0
+
+    def chosen(self, count: int) -> list[int]:
+        """Which of the ``count`` images of a file are taken: all, or ``most``, each from the middle of its share."""
+        if not 0 < self.most < count:
+            return [*range(count)]
+        return [(2 * i + 1) * count // (2 * self.most) for i in range(self.most)]
 
     def fail(self, reason: str) -> UnreadableImage:
         return UnreadableImage(self.name, reason)

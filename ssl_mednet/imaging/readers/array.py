@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,12 +25,21 @@ def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
     """The images of an array ``[H, W]``, ``[H, W, 3]``, ``[N, H, W]`` or ``[N, H, W, C]``, or of all arrays of an npz
     that have such a shape (MedMNIST's ``*_images`` alone where there are any), in order."""
     data = io.BytesIO(source) if isinstance(source, bytes) else source
-    index = 0
-    for array in _arrays(data, ctx):
-        for image in _stack(array, ctx):
-            yield MedicalImage(in_channels(image, ctx.name), ctx.modality, index=index)
-            index += 1
-    if not index:
+    arrays: Iterable[np.ndarray] = (_stack(array, ctx) for array in _arrays(data, ctx))
+    if ctx.most:  # which images are taken depends on how many there are
+        arrays = [*arrays]
+        wanted = {*ctx.chosen(sum(map(len, arrays)))}
+    start, found = 0, False
+    for array in arrays:
+        for index, image in enumerate(array, start):
+            if ctx.most and index not in wanted:
+                continue
+            pixels = _stored(image, len(array), ctx)
+            if pixels is not None:
+                yield MedicalImage(in_channels(pixels, ctx.name), ctx.modality, index=index)
+                found = True
+        start += len(array)
+    if not found:
         raise ctx.fail("holds no array that has the shape of a picture")
 
 
@@ -102,14 +111,19 @@ def _load(file: IO[bytes], ctx: ReadContext) -> np.ndarray:
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _stack(array: np.ndarray, ctx: ReadContext) -> Iterator[np.ndarray]:
+def _stack(array: np.ndarray, ctx: ReadContext) -> np.ndarray:
+    """``[N, H, W]`` or ``[N, H, W, C]``."""
     if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4)):
         array = array[None]
     if array.ndim not in (3, 4):
         raise ctx.fail(f"has shape {list(array.shape)}; [H, W], [H, W, 3], [N, H, W] and [N, H, W, C] are pictures")
-    for image in array:
-        try:
-            yield as_stored(image, ctx.name)
-        except UnreadableImage:
-            if len(array) == 1:
-                raise  # in a stack the others are still good
+    return array
+
+
+def _stored(image: np.ndarray, count: int, ctx: ReadContext) -> np.ndarray | None:
+    try:
+        return as_stored(image, ctx.name)
+    except UnreadableImage:
+        if count == 1:
+            raise
+        return None  # in a stack the others are still good

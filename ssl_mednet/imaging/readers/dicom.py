@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from ssl_mednet.imaging.modality import DICOM_MODALITY
 from ssl_mednet.imaging.readers import ReadContext
 from ssl_mednet.imaging.readers.frames import along_normal, decoded, functional, places
 from ssl_mednet.imaging.readers.levels import stretch, stretch_range
+from ssl_mednet.imaging.readers.tags import value_of
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -41,7 +43,8 @@ def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
     - MONOCHROME1 is inverted, so both photometric interpretations of a picture give equal pixels.
     - Palettes and YBR become RGB.
 
-    ``group`` of each image is the patient's identifier as it stands in the file, ``volume`` the series (of one slice)
+    ``group`` of each image is the patient's identifier as it stands in the file (or what it says at ``ctx.group_tag``),
+    ``volume`` the series (of one slice)
     or the file (of many frames), and ``index`` the place of the frame: along the normal of the planes where an
     enhanced file says where they lie, in the order of the file (time) otherwise.
 
@@ -52,12 +55,24 @@ def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
     modality = DICOM_MODALITY.get(str(data.get("Modality", "")).strip(), ctx.modality)
     if _is_color(data) and modality in ("ct", "mri"):
         modality = ""  # a color rendering
-    group = str(data.get("PatientID", "") or "").strip()
+    group = value_of(data, ctx.group_tag or "PatientID")
     place, volume = places(data), _volume(data)
     show = _show(data, modality, ctx)
-    for index, frame in enumerate(decoded(data, ctx)):
+    wanted = _wanted(data, place, ctx)
+    numbers: Iterable[int] = count() if wanted is None else wanted
+    for index, frame in zip(numbers, decoded(data, ctx, wanted), strict=False):
         pixels, window, quantity = show(frame, index)
-        yield MedicalImage(pixels, modality, window, quantity, group, place[index] if place else index, volume)
+        where = place[index] if place else index
+        yield MedicalImage(pixels, modality, window, quantity, group, where, volume, bool(ctx.group_tag))
+
+
+def _wanted(data: Dataset, place: list[int] | None, ctx: ReadContext) -> list[int] | None:
+    """The frames that are taken, evenly spread in space or time; None for all, however many there really are."""
+    frames = int(data.get("NumberOfFrames", 1) or 1)
+    if not 0 < ctx.most < frames:
+        return None
+    wanted = set(ctx.chosen(frames))
+    return [i for i in range(frames) if (place[i] if place else i) in wanted]
 
 
 def _volume(data: Dataset) -> str:

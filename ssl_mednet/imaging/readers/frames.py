@@ -14,8 +14,8 @@ from ssl_mednet.imaging.readers import ReadContext
 from ssl_mednet.imaging.readers.jpeg import plugin_for
 
 
-def decoded(data: Dataset, ctx: ReadContext) -> Iterator[np.ndarray]:
-    """Every frame as it is stored, ``[H, W]`` or ``[H, W, 3]`` (RGB), in the order of the file.
+def decoded(data: Dataset, ctx: ReadContext, wanted: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+    """Every frame as it is stored, ``[H, W]`` or ``[H, W, 3]`` (RGB), in the order of the file; or those ``wanted``.
 
     Raises:
         UnreadableImage: no decoder for the transfer syntax, or frames that cannot be decoded; those before have been
@@ -29,7 +29,7 @@ def decoded(data: Dataset, ctx: ReadContext) -> Iterator[np.ndarray]:
     if not decoder.is_available:
         raise ctx.fail(f"is compressed as {_name(syntax)}, for which no decoder is installed")
     try:
-        yield from _frames(data, syntax)
+        yield from _frames(data, syntax, wanted)
     except BaseException as error:
         # A decoder in Rust that gives up raises a "PanicException", which is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -39,11 +39,12 @@ def decoded(data: Dataset, ctx: ReadContext) -> Iterator[np.ndarray]:
         ) from error
 
 
-def _frames(data: Dataset, syntax: UID) -> Iterator[np.ndarray]:
-    count = int(data.get("NumberOfFrames", 1) or 1)
+def _frames(data: Dataset, syntax: UID, wanted: Sequence[int] | None) -> Iterator[np.ndarray]:
+    every = range(int(data.get("NumberOfFrames", 1) or 1))
     # Frame by frame where a sign may have to be put right: iterating, pydicom 3.0 does so in arrays that are read-only.
     signed = syntax in (*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes)
-    return iter_pixels(data, indices=range(count) if signed else None, decoding_plugin=plugin_for(syntax))
+    indices = wanted if wanted is not None else every if signed else None
+    return iter_pixels(data, indices=indices, decoding_plugin=plugin_for(syntax))
 
 
 def _name(syntax: UID) -> str:

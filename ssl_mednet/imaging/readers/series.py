@@ -6,7 +6,7 @@ import io
 import logging
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,14 @@ class Header:
         slide: whether it is (a level of) a whole slide.
         key: orientation and position along the normal, mm; None where the file is no slice.
         number: InstanceNumber, which orders slices at one position only.
+        frames: how many images it holds.
     """
 
     series: str
     slide: bool
     key: tuple[tuple[float, ...], float] | None
     number: int
+    frames: int = 1
 
 
 @dataclass
@@ -54,7 +56,6 @@ class Stack:
     names: list[str]
     slide: bool = False
     remark: str = ""
-    places: list[float] = field(default_factory=list)
 
 
 def header(source: Path | bytes) -> Header | None:
@@ -71,9 +72,10 @@ def header(source: Path | bytes) -> Header | None:
         series = str(data.get("SeriesInstanceUID", "") or "")
         if not series:
             return None
-        single = int(data.get("NumberOfFrames", 1) or 1) == 1
-        place = along_normal(data.get("ImagePositionPatient"), data.get("ImageOrientationPatient")) if single else None
-        return Header(series, str(data.get("SOPClassUID", "")) == _WHOLE_SLIDE, place, _whole(data))
+        frames = int(data.get("NumberOfFrames", 1) or 1)
+        place = along_normal(data.get("ImagePositionPatient"), data.get("ImageOrientationPatient"))
+        slide = str(data.get("SOPClassUID", "")) == _WHOLE_SLIDE
+        return Header(series, slide, place if frames == 1 else None, _whole(data), frames)
     except Exception as error:  # a damaged header raises anything; the reader will tell what is wrong
         logging.getLogger(__name__).debug("a header cannot be read: %s", type(error).__name__)
         return None

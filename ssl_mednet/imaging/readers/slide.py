@@ -90,7 +90,7 @@ class Level:
         return out
 
 
-def tiles(levels: Sequence[Level], ctx: ReadContext, slide: str, group: str = "") -> Iterator[MedicalImage]:
+def tiles(levels: Sequence[Level], ctx: ReadContext, slide: str, group: str) -> Iterator[MedicalImage]:
     """The tiles of a slide that show tissue, row by row.
 
     Tiles lie side by side on a grid of ``ctx.tile`` pixels at ``ctx.mpp``; they come from the coarsest level that is
@@ -100,7 +100,7 @@ def tiles(levels: Sequence[Level], ctx: ReadContext, slide: str, group: str = ""
 
     Args:
         slide: what names the slide; ``volume`` of each tile.
-        group: the patient where the file says who; else the slide is the group.
+        group: of all of them: the patient, or the slide.
 
     Yields:
         RGB, at most ``ctx.tile`` pixels square, ``index`` is the number of the tile on the whole grid. With
@@ -120,13 +120,15 @@ def tiles(levels: Sequence[Level], ctx: ReadContext, slide: str, group: str = ""
     wanted = np.flatnonzero(share.ravel() >= ctx.min_tissue)
     if not len(wanted):
         raise ctx.fail("shows no tissue")
-    if 0 < ctx.max_tiles < len(wanted):
-        wanted = wanted[np.linspace(0, len(wanted) - 1, ctx.max_tiles).round().astype(int)]
+    most = min(filter(None, (ctx.max_tiles, ctx.most)), default=len(wanted))
+    if most < len(wanted):
+        wanted = wanted[np.linspace(0, len(wanted) - 1, most).round().astype(int)]
     for number in map(int, wanted):
         y, x = number // columns * step, number % columns * step
         pixels = level.region(y, x, min(step, level.height - y), min(step, level.width - x))
         picture = _fit(pixels, ctx.tile / step)
-        yield MedicalImage(picture, ctx.modality or "histopathology", group=group or slide, index=number, volume=slide)
+        modality = ctx.modality or "histopathology"
+        yield MedicalImage(picture, modality, group=group, index=number, volume=slide, by_tag=bool(ctx.group_tag))
 
 
 def _fitting(levels: Sequence[Level], ctx: ReadContext) -> tuple[Level, int]:

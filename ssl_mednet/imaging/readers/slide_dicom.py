@@ -20,6 +20,7 @@ from ssl_mednet.imaging.image import MedicalImage
 from ssl_mednet.imaging.readers import ReadContext
 from ssl_mednet.imaging.readers.jpeg import plugin_for
 from ssl_mednet.imaging.readers.slide import MAX_SEGMENTS, Level, tiles
+from ssl_mednet.imaging.readers.tags import value_of
 
 _EXTRAS = frozenset({"LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER"})
 # What a decoder asks for of one frame.
@@ -32,7 +33,8 @@ _FRAGMENT = 8  # bytes of an item's tag and length
 
 
 def read(source: Path | bytes | tuple[Path | bytes, ...], ctx: ReadContext) -> Iterator[MedicalImage]:
-    """The tissue tiles of a slide; see :func:`.slide.tiles`. The group is the patient, else the slide.
+    """The tissue tiles of a slide; see :func:`.slide.tiles`. The group is the patient, else the slide;
+    or what the file says at ``ctx.group_tag``.
 
     Args:
         source: a file, or all files of a slide: the levels of its pyramid, and label and overview, which are left out.
@@ -55,7 +57,8 @@ def read(source: Path | bytes | tuple[Path | bytes, ...], ctx: ReadContext) -> I
         if header is None:
             raise ctx.fail("is the label or an overview of a slide, not the slide")
         slide = str(header.get("SeriesInstanceUID", "") or ctx.name)
-        yield from tiles([*levels.values()], ctx, slide, str(header.get("PatientID", "") or "").strip())
+        group = value_of(header, ctx.group_tag) if ctx.group_tag else value_of(header, "PatientID") or slide
+        yield from tiles([*levels.values()], ctx, slide, group)
 
 
 def _level(data: Dataset, file: BinaryIO, ctx: ReadContext) -> Level:

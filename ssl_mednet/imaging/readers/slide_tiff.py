@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import tifffile
@@ -45,7 +46,7 @@ def read(file: tifffile.TiffFile, ctx: ReadContext) -> Iterator[MedicalImage]:
     base = pages[0]
     finest = _mpp(file, base)
     levels = [_level(page, finest * base.imagewidth / page.imagewidth, ctx) for page in pages]
-    yield from tiles(levels, ctx, ctx.name)
+    yield from tiles(levels, replace(ctx, group_tag=""), ctx.name, ctx.name)
 
 
 def _pyramid(file: tifffile.TiffFile) -> list[tifffile.TiffPage]:

@@ -25,14 +25,12 @@ def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
                 yield from slide_tiff.read(file, ctx)
                 return
             pages = [p for p in file.pages if isinstance(p, tifffile.TiffPage)]
-            found = 0
-            for page in pages:
-                if page.is_reduced or _is_level(page, pages):
-                    continue
+            found = [page for page in pages if not page.is_reduced and not _is_level(page, pages)]
+            for index in ctx.chosen(len(found)):
+                page = found[index]
                 ctx.check_size(page.imagelength, page.imagewidth, page.imagedepth)
                 pixels = as_stored(_pixels(page, ctx), ctx.name)
-                yield MedicalImage(in_channels(pixels, ctx.name), ctx.modality, index=found)
-                found += 1
+                yield MedicalImage(in_channels(pixels, ctx.name), ctx.modality, index=index)
     except (tifffile.TiffFileError, ValueError, OSError, IndexError, KeyError) as error:
         raise ctx.fail(f"is a damaged or unusual TIFF ({type(error).__name__})") from error
     if not found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -43,28 +44,29 @@ def slices(
     if not np.isfinite(data).any():
         raise ctx.fail("holds no finite value (all NaN)")
     name = ctx.name if data.shape[2] * data.shape[3] > 1 else ""
-    empty = True
-    for t in range(data.shape[3]):
-        volume = data[..., t]
-        if not np.isfinite(volume).any():
-            continue
-        scale = _Scale(volume, ctx.modality)
-        for k in range(volume.shape[2]):
-            plane = volume[:, :, k]
-            if np.nanmin(plane) != np.nanmax(plane):
-                empty = False
-                yield scale.image(upright(plane), ctx.modality, name, t * volume.shape[2] + k)
-    if empty:
+    count = data.shape[2]
+    varied = [n for n in range(count * data.shape[3]) if _varies(data[:, :, n % count, n // count])]
+    if not varied:
         raise ctx.fail("holds no slice in which anything varies")
+    wanted = [varied[i] for i in ctx.chosen(len(varied))]
+    for t, numbers in groupby(wanted, lambda n: n // count):
+        scale = _Scale(data[..., t], ctx.modality)
+        for n in numbers:
+            yield scale.image(upright(data[:, :, n % count, t]), ctx.modality, name, n)
+
+
+def _varies(plane: np.ndarray) -> bool:
+    finite = np.isfinite(plane)
+    return bool(finite.any() and np.nanmin(plane) != np.nanmax(plane))
 
 
 def color_slices(data: np.ndarray, ctx: ReadContext, upright: Upright = np.rot90) -> Iterator[MedicalImage]:
     """The slices of a volume of RGB voxels, ``[X, Y, Z..., 3]``, all-black ones left out but counted."""
     data = data.reshape(*data.shape[:2], -1, 3).astype(np.uint8)
     name = ctx.name if data.shape[2] > 1 else ""
-    for k in range(data.shape[2]):
-        if data[:, :, k].any():
-            yield MedicalImage(upright(data[:, :, k]), ctx.modality, index=k, volume=name)
+    seen = [k for k in range(data.shape[2]) if data[:, :, k].any()]
+    for k in (seen[i] for i in ctx.chosen(len(seen))):
+        yield MedicalImage(upright(data[:, :, k]), ctx.modality, index=k, volume=name)
 
 
 class _Scale:
