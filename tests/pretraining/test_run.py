@@ -82,7 +82,7 @@ def test_a_run_killed_with_minus_nine_and_resumed_ends_with_the_same_bits(accumu
     subprocess.run([*command, "--out", str(tmp_path / "whole"), "--quiet"], check=True, capture_output=True)
 
     killed = subprocess.Popen([*command, "--out", str(tmp_path / "parts"), "--quiet"], stdout=subprocess.DEVNULL)
-    checkpoint = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+    checkpoint = tmp_path / "parts" / "checkpoints" / "step_000006.ckpt"
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -96,7 +96,7 @@ def test_a_run_killed_with_minus_nine_and_resumed_ends_with_the_same_bits(accumu
     subprocess.run([*command, "--out", str(tmp_path / "parts"), "--resume", "--quiet"], check=True, capture_output=True)
     whole, parts = (load_file(tmp_path / r / "backbone" / "model.safetensors") for r in ("whole", "parts"))
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
-    states = [torch.load(tmp_path / r / "checkpoints" / "last.ckpt", weights_only=True) for r in ("whole", "parts")]
+    states = [torch.load(tmp_path / r / "checkpoints" / "step_000006.ckpt", weights_only=True) for r in ("whole", "parts")]
     moments = [s["optimizer_states"][0]["state"] for s in states]
     assert all(torch.equal(moments[0][i][k], moments[1][i][k]) for i in moments[0] for k in ("exp_avg", "exp_avg_sq"))
     assert (tmp_path / "whole" / "metrics.csv").read_text() == (tmp_path / "parts" / "metrics.csv").read_text()
@@ -117,12 +117,12 @@ def test_control_c_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(t
     assert "checkpoint written" in errors
     assert f"--resume --out {out}" in errors
     assert "Traceback" not in errors
-    assert torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] >= 1
+    assert torch.load(out / "checkpoints" / "step_000006.ckpt", weights_only=True)["global_step"] >= 1
 
 
 def test_a_checkpoint_holds_tensors_and_plain_values_only(tmp_path: Path) -> None:
     pretrain(SMALL, out=tmp_path / "run", quiet=True)
-    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    content = torch.load(tmp_path / "run" / "checkpoints" / "step_000006.ckpt", weights_only=True)
     assert content["global_step"] == 6
 
 
@@ -134,7 +134,7 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_with_another_recip
         pretrain(SMALL, out=tmp_path / "run", resume=True, overrides=["optim.lr=0.5"], quiet=True)
     with pytest.raises(UserError, match="finished"):
         pretrain(out=tmp_path / "run", resume=True, quiet=True)
-    (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"torn")
+    (tmp_path / "run" / "checkpoints" / "step_000006.ckpt").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"last.ckpt: the checkpoint cannot be read"):
         pretrain(out=tmp_path / "run", resume=True, quiet=True)
 
@@ -172,7 +172,7 @@ def test_epochs_become_steps(tmp_path: Path) -> None:
 
 def test_accumulated_batches_update_once_and_see_all_rows(tmp_path: Path) -> None:
     result = pretrain(SMALL, out=tmp_path / "run", overrides=["optim.accumulate=2"], quiet=True)
-    content = torch.load(result.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    content = torch.load(result.folder / "checkpoints" / "step_000006.ckpt", weights_only=True)
     assert content["global_step"] == 6
     assert content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 12
 
