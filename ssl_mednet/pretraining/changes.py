@@ -116,9 +116,8 @@ def amend(module: PretrainModule, checkpoint: dict[str, Any]) -> None:
     An optimizer and its schedule bring their own rates, decays and betas along with their state.
 
     Raises:
-        RecipeError: the weights or the moments do not fit.
+        RecipeError: the moments do not fit.
     """
-    _check_shapes(module, checkpoint["state_dict"])
     fresh: dict[str, Any] = module.configure_optimizers()
     schedule = fresh["lr_scheduler"]["scheduler"]
     groups = checkpoint["optimizer_states"][0]["param_groups"]
@@ -132,11 +131,13 @@ def amend(module: PretrainModule, checkpoint: dict[str, Any]) -> None:
     saved["_last_lr"] = [group["lr"] for group in groups]
 
 
-def _check_shapes(module: torch.nn.Module, saved: dict[str, torch.Tensor]) -> None:
+def check_shapes(module: torch.nn.Module, at: Checkpoint) -> None:
+    """Raise :class:`RecipeError` where the weights of a checkpoint do not fit the module of another recipe."""
+    saved = torch.load(at.path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
     if wrong:
         name = wrong[0]
         told = f"{name} is {found.get(name, 'absent')}, {wanted.get(name, 'absent')} is wanted"
-        raise RecipeError(f"the checkpoint does not fit the new recipe: {told}", "choose another --out")
+        raise RecipeError(f"{at.path}: does not fit the new recipe: {told}", "choose another --out")

@@ -200,6 +200,10 @@ class Checkpoints(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = WholeFiles()
+        if trainer.is_global_zero:
+            for left in (*self.folder.glob(".*.partial"), *(self.folder / FOLDER).glob(".*.partial")):
+                if left.is_file():  # of a run that was killed while it wrote
+                    left.unlink(missing_ok=True)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -215,9 +219,6 @@ class Checkpoints(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stop.install()  # the trainer has taken them for itself
-        if trainer.is_global_zero:
-            for left in (self.folder / FOLDER).glob(".*.partial"):  # of a run that was killed while it wrote
-                left.unlink(missing_ok=True)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

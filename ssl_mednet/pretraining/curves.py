@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from ssl_mednet.files import replacing
 from ssl_mednet.pretraining.health import feature_std, rank_me
 from ssl_mednet.pretraining.module import PretrainModule
-from ssl_mednet.progress import Progress
+from ssl_mednet.progress import Progress, warn
 
 METRICS = "metrics.csv"
 
@@ -26,6 +26,7 @@ class Curves(pl.Callback):
     def __init__(self, folder: Path, every: int) -> None:
         self.path, self.every = folder / METRICS, every
         self._rows: list[dict[str, str]] = []
+        self._told = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self._rows}
@@ -42,11 +43,16 @@ class Curves(pl.Callback):
         if not new or not (step % self.every == 0 or step == 1 or step == pl_module.total_steps):
             return
         values = self._values(pl_module, trainer)
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step)
         self._rows.append({"step": str(step)} | {k: f"{v:.6g}" for k, v in values.items()})
-        if trainer.is_global_zero:
-            self._write()
+        try:
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step)
+            if trainer.is_global_zero:
+                self._write()
+        except OSError as error:  # a full disk; the rows are kept, and written with the next
+            if not self._told:
+                warn(f"curves not written: {error}; the run goes on")
+            self._told = True
 
     @staticmethod
     def _values(module: PretrainModule, trainer: pl.Trainer) -> dict[str, float]:

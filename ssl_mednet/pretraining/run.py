@@ -32,7 +32,7 @@ from ssl_mednet.pretraining.build import (
     resolve_precision,
     with_length,
 )
-from ssl_mednet.pretraining.changes import amend, began_with, check_data, check_recipe, describe_data
+from ssl_mednet.pretraining.changes import amend, began_with, check_data, check_recipe, check_shapes, describe_data
 from ssl_mednet.pretraining.checkpoints import Checkpoint, Checkpoints, last_checkpoint
 from ssl_mednet.pretraining.curves import Curves, ProgressBar
 from ssl_mednet.pretraining.faults import BadSteps, memory_explained
@@ -136,6 +136,8 @@ def _run(
         hint = "train.steps=N --allow-changes goes on with it"
         raise UserError(f"{folder}: this run is finished ({start} steps)", hint)
     module = build_module(recipe, steps, mean, std)
+    if at is not None and changed:
+        check_shapes(module, at)
     policies = Counter[str]()
     for modality, count in corpus.modalities(rows).items():
         policies[module.views.policy_of(modality)] += count
