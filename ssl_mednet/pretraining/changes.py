@@ -17,7 +17,14 @@ from ssl_mednet.pretraining.module import PretrainModule
 from ssl_mednet.recipe import OptimSection, Recipe, load_recipe
 
 # Where and how safely a run computes, not what it computes.
-FREE = ("data.timeout", "train.checkpoint_every", "train.keep_checkpoints", "train.devices", "train.nodes")
+FREE = (
+    "data.timeout",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.devices",
+    "train.nodes",
+    "train.strategy",
+)
 SCHEDULE = ("train.steps", "optim.lr", "optim.warmup", "optim.min_lr")
 # Another one of these has weights or moments of another kind: nothing of the checkpoint would be left.
 FIXED = ("backbone.", "data.channels", "method.name", "optim.name")
