@@ -45,6 +45,22 @@ class ArtifactError(UserError):
     exit_code = 4
 
 
+class TrainingError(UserError):
+    """A run that cannot go on by itself; its last checkpoint is there and the message says what to mend."""
+
+    exit_code = 5
+
+
+class ResumeMe(UserError):
+    """A run that ended early through no fault of its own: ``--resume`` goes on (EX_TEMPFAIL of sysexits.h)."""
+
+    exit_code = 75
+
+
+class Hung(ResumeMe):
+    """Threads wait for what does not come; the process ends without waiting for them."""
+
+
 class UnreadableImage(Exception):
     """One file, or one image in it, that cannot be read. Collected and reported, never fatal to a run.
 

@@ -27,6 +27,15 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sync_folder(folder: Path) -> None:
+    """What was renamed in a folder is on the disk, so that a power cut does not undo it."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def write_json(path: Path, content: Any) -> None:
     """JSON, indented, NaN as ``NaN``; whole or not at all."""
     with replacing(path) as temporary:

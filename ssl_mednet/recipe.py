@@ -46,6 +46,7 @@ class DataSection(Section):
     )
     held_out: str = Field("", description="suite whose test images must not be trained on, as gray.yaml")
     allow_contamination: bool = Field(False, description="train although they are there; the weights say so")
+    timeout: float = Field(300.0, gt=0, description="seconds to wait for a batch before the run ends and says so")
 
     @model_validator(mode="after")
     def _weights_fit(self) -> DataSection:
@@ -115,6 +116,8 @@ class TrainSection(Section):
     seed: int = Field(0, ge=0)
     device: str = Field("auto", description="auto, cpu, cuda, mps")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="how many of the newest stay")
+    max_bad_steps: int = Field(10, ge=1, description="updates in a row without a finite loss that end the run")
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from ssl_mednet.backbones.factory import create_backbone
 from ssl_mednet.errors import ArtifactError, RecipeError
+from ssl_mednet.files import sync_folder
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -74,19 +77,24 @@ def save_backbone(
     Returns:
         sha256 of the weights file.
     """
-    temporary = out.with_name(out.name + ".partial")
-    temporary.mkdir(parents=True, exist_ok=True)
+    temporary, old = (out.with_name(f".{out.name}.{what}") for what in ("partial", "old"))
+    for left in (temporary, old):  # of a run that was killed while it saved
+        shutil.rmtree(left, ignore_errors=True)
+    temporary.mkdir(parents=True)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
     digest = sha256(temporary / WEIGHTS)
     config = _config(model, architecture, model_args, preprocessing, provenance | {"sha256": digest})
     (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     (temporary / CARD).write_text(model_card(config))
+    for path in temporary.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
     if out.exists():
-        for old in out.iterdir():
-            old.unlink()
-        out.rmdir()
+        out.rename(old)
     temporary.rename(out)
+    sync_folder(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
     return digest
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 
 from ssl_mednet.cli.app import app
-from ssl_mednet.errors import UserError
+from ssl_mednet.errors import Hung, UserError
 
 for _verbs in ("training", "evaluation", "corpora", "things"):  # in the order of --help; each adds its verbs
     importlib.import_module(f"ssl_mednet.cli.{_verbs}")
@@ -45,7 +46,10 @@ def main() -> None:
     try:
         app(args=expand_several(sys.argv[1:]), prog_name="ssl-mednet")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, Hung):
+            sys.stdout.flush()
+            os._exit(error.exit_code)  # an ordinary exit would wait for the threads that hang
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

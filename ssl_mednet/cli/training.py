@@ -21,6 +21,12 @@ def pretrain(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; by default runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Resume with another recipe or other images than before.")
+    ] = False,
+    replay: Annotated[
+        Path | None, typer.Option("--replay", help="Do a step again that went wrong: RUN/replay/step_N.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Pretrain a backbone on unlabeled images.
@@ -32,7 +38,14 @@ def pretrain(
     ssl-mednet pretrain --recipe simclr_gray.yaml --data scans.zip --out runs/mine train.epochs=50
 
     ssl-mednet pretrain --resume --out runs/mine
+
+    ssl-mednet pretrain --resume --out runs/mine --allow-changes train.steps=20000
     """
+    if replay is not None:
+        from ssl_mednet.pretraining.replay import replay as run_again
+
+        print(run_again(replay, quiet))
+        return
     if data and len(data) > 1:
         raise UserError(f"pretrain takes one --data, not {len(data)}", "put them into one folder or archive")
     if recipe is not None:
@@ -41,9 +54,13 @@ def pretrain(
         read_recipe(recipe, overrides)  # what is wrong in it is told before torch is loaded
     from ssl_mednet.pretraining.run import pretrain as run
 
-    result = run(recipe, data[0] if data else None, out, resume, overrides, quiet)
+    result = run(recipe, data[0] if data else None, out, resume, overrides, quiet, allow_changes)
     if result.skipped:
         print(f"skipped {result.skipped} files that could not be used: {result.folder / 'quarantine.csv'}")
+    if result.rotten:
+        print(f"stood in for {result.rotten} rows that cannot be read any more: {result.folder / 'quarantine.csv'}")
+    if result.skipped_steps:
+        print(f"skipped {result.skipped_steps} updates whose loss or gradient was not finite")
     print("augmented as " + ", ".join(f"{name} ({count})" for name, count in result.policies.items()))
     print(f"pretrained on {result.images} images, {result.steps} steps, {result.images_per_second:.0f} img/s")
     print(f"backbone:  {result.folder / 'backbone'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 
 from ssl_mednet.data.corpus import Corpus, Fetched
+from ssl_mednet.data.rotten import Replacements
 from ssl_mednet.draws import stable_hash
-from ssl_mednet.errors import RecipeError
+from ssl_mednet.errors import Hung, RecipeError
 from ssl_mednet.imaging.batch import ImageBatch
 from ssl_mednet.imaging.modality import BY_CODE
 
 _BLOCK = 65536  # draws of a small stratum that one generator makes
 _READ_IMAGES, _READ_BYTES = 4096, 64 * 2**20  # what is read at a time
 _AHEAD = 2  # batches fetched before they are asked for
+_NAMED = 8  # rows of a batch that a message names
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,12 @@ class BatchStream:
         rank, world: this process and how many there are; each gets its contiguous share of every batch.
         pin: put batches into page-locked memory.
         sampling, weights: how often modalities and sources come; see :func:`shares`.
+        timeout: seconds that the consumer waits for a batch.
+        on_rotten: told of each row that cannot be read any more: the row, its replacement, the reason.
 
     Raises:
         RecipeError: fewer rows than one batch holds.
+        Hung: while iterating: a batch did not come in time.
     """
 
     def __init__(
@@ -174,6 +179,8 @@ class BatchStream:
         pin: bool = False,
         sampling: str = "proportional",
         weights: Mapping[str, float] | None = None,
+        timeout: float = 300.0,
+        on_rotten: Callable[[int, int, str], None] = lambda row, other, reason: None,
     ) -> None:
         if len(rows) < batch_size:
             raise RecipeError(
@@ -188,7 +195,8 @@ class BatchStream:
             strata = shares(sampling, corpus.modality[rows], corpus.source[rows], group, weights)
         self.corpus, self.order = corpus, Order(rows, batch_size, seed, *strata)
         self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
-        self.pin, self.start = pin, 0
+        self.pin, self.start, self.timeout = pin, 0, timeout
+        self.replacements = Replacements(corpus, rows, on_rotten)
         images = min(_READ_IMAGES, _READ_BYTES // corpus.canvas_bytes)
         self._together = max(1, images * world // batch_size)
         self._read: tuple[range, Fetched | None] = range(0), None
@@ -196,12 +204,11 @@ class BatchStream:
     def fetch(self, step: int) -> ImageBatch:
         """The batch of a step; what small batches hold is read for several steps at a time."""
         rows = self.order.at(step)[self.share]
-        steps, fetched = self._read
-        if step not in steps:
+        if step not in self._read[0]:
             steps = range(step, step + self._together)
-            fetched = self.corpus.fetch(np.concatenate([self.order.at(s)[self.share] for s in steps]))
-            self._read = steps, fetched
-        batch = self.corpus.batch(rows, fetched)
+            wanted = np.concatenate([self.order.at(s)[self.share] for s in steps])
+            self._read = steps, self.replacements.fetch(wanted)
+        batch = self.replacements.batch(rows, self._read[1])
         return batch.pin_memory() if self.pin else batch
 
     def __iter__(self) -> Iterator[tuple[int, ImageBatch]]:
@@ -227,12 +234,25 @@ class BatchStream:
 
         thread = threading.Thread(target=work, name="batch-stream", daemon=True)
         thread.start()
+        step = self.start
         try:
             while True:
-                item = ready.get()
+                try:
+                    item = ready.get(timeout=self.timeout)
+                except queue.Empty:
+                    raise self._hung(step) from None
+                step += 1
                 if isinstance(item, BaseException):
                     raise item
                 yield item
         finally:
             stop.set()
-            thread.join(timeout=5)
+            thread.join(timeout=min(5.0, self.timeout))
+
+    def _hung(self, step: int) -> Hung:
+        rows = self.order.at(step)[self.share].tolist()
+        named = ", ".join(map(str, rows[:_NAMED])) + (", ..." if len(rows) > _NAMED else "")
+        return Hung(
+            f"{self.corpus.folder}: batch {step} (rows {named}) did not come within {self.timeout:g} s",
+            "is the disk there and answering? --resume goes on from the last checkpoint; data.timeout=S waits longer",
+        )

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ssl_mednet.files import replacing
 from ssl_mednet.pretraining.health import feature_std, rank_me
 from ssl_mednet.pretraining.module import PretrainModule
-from ssl_mednet.progress import Progress
+from ssl_mednet.progress import Progress, warn
 
 METRICS = "metrics.csv"
 
@@ -19,19 +20,19 @@ METRICS = "metrics.csv"
 class Curves(pl.Callback):
     """Every ``every`` steps one row in ``metrics.csv`` and one point in TensorBoard.
 
-    Args:
-        folder: of the run.
-        start: step from which a resumed run goes on; rows from there on are written anew.
+    The rows are part of every checkpoint: a resumed run writes the table anew from there.
     """
 
-    def __init__(self, folder: Path, every: int, start: int) -> None:
-        self.path, self.every, self.start = folder / METRICS, every, start
+    def __init__(self, folder: Path, every: int) -> None:
+        self.path, self.every = folder / METRICS, every
         self._rows: list[dict[str, str]] = []
+        self._told = False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.start and self.path.is_file():
-            with self.path.open(newline="") as file:
-                self._rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self.start]
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self._rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._rows = state_dict["rows"]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -42,11 +43,16 @@ class Curves(pl.Callback):
         if not new or not (step % self.every == 0 or step == 1 or step == pl_module.total_steps):
             return
         values = self._values(pl_module, trainer)
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step)
         self._rows.append({"step": str(step)} | {k: f"{v:.6g}" for k, v in values.items()})
-        if trainer.is_global_zero:
-            self._write()
+        try:
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step)
+            if trainer.is_global_zero:
+                self._write()
+        except OSError as error:  # a full disk; the rows are kept, and written with the next
+            if not self._told:
+                warn(f"curves not written: {error}; the run goes on")
+            self._told = True
 
     @staticmethod
     def _values(module: PretrainModule, trainer: pl.Trainer) -> dict[str, float]:
@@ -55,6 +61,7 @@ class Curves(pl.Callback):
         values = {"loss": float(output.loss.detach()), "lr": trainer.optimizers[0].param_groups[0]["lr"]}
         if module.gradient_norm is not None:
             values["gradient_norm"] = float(module.gradient_norm)
+        values["skipped_steps"] = module.skipped_steps
         values |= {name: float(value) for name, value in output.metrics.items()}
         if output.embedding is not None:
             values["feature_std"] = float(feature_std(output.embedding))
@@ -63,12 +70,10 @@ class Curves(pl.Callback):
 
     def _write(self) -> None:
         names = list(dict.fromkeys(name for row in self._rows for name in row))
-        temporary = self.path.with_suffix(".partial")
-        with temporary.open("w", newline="") as file:
+        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, names, restval="")
             writer.writeheader()
             writer.writerows(self._rows)
-        temporary.replace(self.path)
 
 
 class ProgressBar(pl.Callback):

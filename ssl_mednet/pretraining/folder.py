@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import os
 import platform
 import shutil
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
+from filelock import FileLock
+from pytorch_lightning.utilities import rank_zero_only
 
 from ssl_mednet.data.corpus import QUARANTINE, Corpus
 from ssl_mednet.errors import RecipeError
+from ssl_mednet.files import replacing, write_json
 from ssl_mednet.pretraining.build import resolve_precision
-from ssl_mednet.recipe import Recipe, load_recipe
+from ssl_mednet.pretraining.checkpoints import all_checkpoints
+from ssl_mednet.progress import warn
+from ssl_mednet.recipe import Recipe
 
 RECIPE, ENVIRONMENT, BACKBONE = "recipe.yaml", "environment.json", "backbone"
 
@@ -30,42 +34,28 @@ def run_folder(recipe: Recipe, out: str | Path | None, resume: bool) -> Path:
             folder = base.with_name(f"{base.name}-{number}")
         return folder
     folder = Path(out).expanduser()
-    if not resume and (folder / RECIPE).exists():
+    if not resume and ((folder / RECIPE).exists() or all_checkpoints(folder)):
         raise RecipeError(f"{folder}: holds a run already", "--resume continues it; or choose another --out")
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"{folder}: is a file, --out names a folder")
     return folder
 
 
-def check_same(recipe: Recipe, folder: Path) -> None:
-    """A run goes on with the recipe it began with.
-
-    Raises:
-        RecipeError: it would not; the message has every key that differs.
-    """
-    if not (folder / RECIPE).is_file():
-        return
-    began = load_recipe(folder / RECIPE)
-    before, now = _flat(began.model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
-    changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
-    if changed:
-        raise RecipeError(
-            f"{folder}: the run began with another recipe ({'; '.join(changed)})",
-            f"leave --recipe and overrides out to go on with {folder / RECIPE}, or choose another --out",
-        )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
+@rank_zero_only
 def write_header(recipe: Recipe, folder: Path, corpus: Corpus, policies: dict[str, int]) -> None:
-    """The resolved recipe, the environment and the list of skipped files."""
+    """The resolved recipe, the environment and the list of skipped files.
+
+    The recipe that was there before, where it was another one, is kept as ``recipe.1.yaml`` and so on.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE).write_text(recipe.to_yaml())
+    path, text = folder / RECIPE, recipe.to_yaml()
+    if path.is_file() and path.read_text() != text:
+        number = 1
+        while (kept := folder / f"recipe.{number}.yaml").exists():
+            number += 1
+        shutil.copyfile(path, kept)
+    with replacing(path) as temporary:
+        temporary.write_text(text)
     packages = ("ssl-mednet", "torch", "torchvision", "pytorch-lightning", "lightly", "timm", "kornia", "numpy")
     environment = {
         "python": platform.python_version(),
@@ -77,6 +67,31 @@ def write_header(recipe: Recipe, folder: Path, corpus: Corpus, policies: dict[st
         "images_by_policy": dict(policies),
         "packages": {name: metadata.version(name) for name in packages},
     }
-    (folder / ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n")
-    if corpus.meta["skipped"]:
+    write_json(folder / ENVIRONMENT, environment)
+    if corpus.meta["skipped"] and not (folder / QUARANTINE).exists():
         shutil.copyfile(corpus.folder / QUARANTINE, folder / QUARANTINE)
+
+
+class RottenRows:
+    """Puts rows of the corpus that cannot be read any more on the run's ``quarantine.csv``, and says so.
+
+    Several processes may write, and a resumed run meets the same rows again: each is named once.
+    """
+
+    def __init__(self, folder: Path, corpus: Corpus) -> None:
+        self.path, self.corpus, self.count = folder / QUARANTINE, corpus, 0
+
+    def __call__(self, row: int, other: int, reason: str) -> None:
+        self.count += 1
+        name = f"{self.corpus.folder}!row {row}"
+        warn(f"{name} cannot be read any more, row {other} stands in for it: {reason}")
+        with FileLock(self.path.with_name(f".{QUARANTINE}.lock")):
+            before: list[list[str]] = []
+            if self.path.exists():
+                with self.path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                    before = list(csv.reader(file))
+            if any(line and line[0] == name for line in before):
+                return
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                rows = [] if before else [("path", "reason", "reader")]
+                csv.writer(file).writerows([*rows, (name, f"{reason}; row {other} stands in for it", "corpus")])

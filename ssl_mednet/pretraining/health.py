@@ -16,6 +16,8 @@ def feature_std(embedding: Tensor) -> Tensor:
 def rank_me(embedding: Tensor) -> Tensor:
     """Smooth rank of the features, from 1 to min(B, D): exp of the entropy of the normalised singular values
     (Garrido et al. 2023, arXiv 2210.02885, equation 1)."""
+    if not embedding.isfinite().all():
+        return embedding.new_tensor(float("nan"))  # such a step is skipped, and its row says why
     values = torch.linalg.svdvals(embedding.float())
     share = values / values.sum().clamp(min=1e-12) + 1e-7
     return torch.exp(-(share * share.log()).sum())

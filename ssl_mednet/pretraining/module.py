@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,6 +18,10 @@ from ssl_mednet.methods import Batch, Method, StepOutput
 from ssl_mednet.recipe import Recipe
 
 
+class SkippedUpdate(Exception):
+    """Leaves the optimizer's step before anything is changed."""
+
+
 class PretrainModule(pl.LightningModule):
     """Runs any :class:`~ssl_mednet.methods.Method`.
 
@@ -26,6 +31,10 @@ class PretrainModule(pl.LightningModule):
     Args:
         total_steps: updates of the whole run.
         channels_last: memory layout for convolutions.
+
+    Attributes:
+        is_bad_update: asked between gradient and update; what it refuses is skipped. None: every update is made.
+        skipped_steps: updates skipped so far.
     """
 
     def __init__(
@@ -36,6 +45,8 @@ class PretrainModule(pl.LightningModule):
         self.total_steps, self.channels_last = total_steps, channels_last
         self.output: StepOutput | None = None
         self.gradient_norm: Tensor | None = None
+        self.is_bad_update: Callable[[], bool] | None = None
+        self.skipped_steps = 0
         if channels_last:
             self.method.to(memory_format=torch.channels_last)
 
@@ -81,8 +92,13 @@ class PretrainModule(pl.LightningModule):
     ) -> None:
         limit = self.recipe.optim.clip or float("inf")
         self.gradient_norm = nn.utils.clip_grad_norm_(self.method.parameters(), limit)
+        if self.is_bad_update is not None and self.is_bad_update():
+            raise SkippedUpdate
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+        try:
+            super().optimizer_step(*args, **kwargs)
+        except SkippedUpdate:
+            return
         # Lightning counts the step only after this hook.
         self.method.after_step((self.trainer.global_step + 1) / self.total_steps)
