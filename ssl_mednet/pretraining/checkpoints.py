@@ -12,6 +12,7 @@ import torch
 
 from ssl_mednet.errors import UserError
 from ssl_mednet.pretraining.module import PretrainModule
+from ssl_mednet.pretraining.processes import anyone
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
@@ -45,7 +46,7 @@ class Checkpoints(pl.Callback):
         assert isinstance(pl_module, PretrainModule)
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # between the batches of one update there is no state to go on from
-        if self.stopped_by is not None:
+        if anyone(self.stopped_by is not None):  # all stop after the same step, or those that go on would wait
             trainer.should_stop = True
         step = trainer.global_step
         if step % self.every == 0 or step == pl_module.total_steps or trainer.should_stop:

@@ -17,6 +17,8 @@ from ssl_mednet.errors import RecipeError
 from ssl_mednet.pretraining.build import resolve_precision
 from ssl_mednet.recipe import Recipe, load_recipe
 
+# Which processes do the work, not what the work is: a run may go on with others.
+_FREE = ("train.devices", "train.nodes", "train.strategy")
 RECIPE, ENVIRONMENT, BACKBONE = "recipe.yaml", "environment.json", "backbone"
 
 
@@ -47,7 +49,11 @@ def check_same(recipe: Recipe, folder: Path) -> None:
         return
     began = load_recipe(folder / RECIPE)
     before, now = _flat(began.model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
-    changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
+    changed = [
+        f"{k}: {before.get(k)} -> {now.get(k)}"
+        for k in sorted(before | now)
+        if before.get(k) != now.get(k) and k not in _FREE
+    ]
     if changed:
         raise RecipeError(
             f"{folder}: the run began with another recipe ({'; '.join(changed)})",
@@ -62,7 +68,9 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def write_header(recipe: Recipe, folder: Path, corpus: Corpus, policies: dict[str, int]) -> None:
+def write_header(
+    recipe: Recipe, folder: Path, corpus: Corpus, policies: dict[str, int], update: dict[str, Any]
+) -> None:
     """The resolved recipe, the environment and the list of skipped files."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(recipe.to_yaml())
@@ -74,6 +82,7 @@ def write_header(recipe: Recipe, folder: Path, corpus: Corpus, policies: dict[st
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "precision": resolve_precision(recipe),
+        "update": update,
         "images_by_policy": dict(policies),
         "packages": {name: metadata.version(name) for name in packages},
     }

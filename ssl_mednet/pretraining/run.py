@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
@@ -17,15 +18,20 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch import nn
 
 from ssl_mednet.backbones.artifact import Preprocessing, save_backbone
+from ssl_mednet.backbones.factory import create_backbone
 from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.data.loader import BatchStream
 from ssl_mednet.errors import RecipeError, UserError
 from ssl_mednet.pretraining.build import (
+    ALONE,
     build_module,
+    device_kind,
     model_args,
+    processes_wanted,
     recipe_corpus,
     recipe_rows,
     resolve_precision,
@@ -34,8 +40,13 @@ from ssl_mednet.pretraining.build import (
 from ssl_mednet.pretraining.checkpoints import CHECKPOINT, Checkpoints, last_step
 from ssl_mednet.pretraining.curves import Curves, ProgressBar
 from ssl_mednet.pretraining.folder import BACKBONE, RECIPE, check_same, run_folder, write_header
+from ssl_mednet.pretraining.launch import launch
 from ssl_mednet.pretraining.module import PretrainModule
 from ssl_mednet.pretraining.pictures import Pictures
+from ssl_mednet.pretraining.processes import Environment, joined, settled_by_first
+from ssl_mednet.pretraining.share import check_given, check_share, describe_update, words
+from ssl_mednet.pretraining.strategy import spread, whole_state
+from ssl_mednet.pretraining.world import World, given_world, own_worlds
 from ssl_mednet.recipe import Recipe, load_recipe
 
 
@@ -92,47 +103,90 @@ def pretrain(
             raise RecipeError("no recipe given", "--recipe NAME starts a run, --resume --out RUN continues one")
         recipe = Path(out) / RECIPE
     plan = load_recipe(recipe, said)
-    folder = run_folder(plan, out, resume)
-    corpus = recipe_corpus(plan, quiet)
-    rows = recipe_rows(plan, corpus)
-    plan = with_length(plan, len(rows))
-    check_same(plan, folder)
-    held_out = _held_out(plan, corpus, rows, quiet)
-    with _quiet_libraries(), torch.random.fork_rng():
-        return _run(plan, corpus, rows, held_out, folder, quiet)
+    prepare = functools.partial(_prepare, plan, out, resume, quiet)
+    world = given_world()
+    if world is None:
+        worlds = own_worlds(processes_wanted(plan), plan.train.nodes)
+        job = prepare()
+        if len(worlds) > 1 or worlds[0].size > 1:
+            check_share(plan, worlds[0])
+            return launch(functools.partial(_join, job, quiet), worlds)
+        with _quiet_libraries(), torch.random.fork_rng():
+            return _run(job, worlds[0], quiet)
+    check_given(plan, world)
+    check_share(plan, world)
+    with joined(world, device_kind(plan)):
+        job = settled_by_first(prepare)
+        with _quiet_libraries(), torch.random.fork_rng():
+            return _run(job, world, quiet)
 
 
-def _run(
-    recipe: Recipe, corpus: Corpus, rows: np.ndarray, held_out: dict[str, Any], folder: Path, quiet: bool
-) -> Result:
+@dataclass(frozen=True)
+class _Job:
+    """What is settled before the processes begin; the corpus opens itself again in each of them."""
+
+    recipe: Recipe
+    folder: Path
+    corpus: Corpus
+    held_out: dict[str, Any]
+    start: int
+
+
+def _prepare(recipe: Recipe, out: str | Path | None, resume: bool, quiet: bool) -> _Job:
+    folder = run_folder(recipe, out, resume)
+    corpus = recipe_corpus(recipe, quiet)
+    rows = recipe_rows(recipe, corpus)
+    recipe = with_length(recipe, len(rows))
+    check_same(recipe, folder)
+    held_out = _held_out(recipe, corpus, rows, quiet)
+    start = last_step(folder)
+    if start >= (recipe.train.steps or 0) and (folder / BACKBONE).is_dir():
+        raise UserError(f"{folder}: this run is finished ({start} steps)", "train.steps=N with another --out goes on")
+    return _Job(recipe, folder, corpus, held_out, start)
+
+
+def _join(job: _Job, quiet: bool, world: World) -> Result:
+    """One process of several that this run has started."""
+    with joined(world, device_kind(job.recipe)), _quiet_libraries():
+        return _run(job, world, quiet)
+
+
+def _run(job: _Job, world: World, quiet: bool) -> Result:
+    recipe, folder, corpus, start = job.recipe, job.folder, job.corpus, job.start
+    rows = recipe_rows(recipe, corpus)
     steps = recipe.train.steps
     assert steps is not None
     mean, std = corpus.statistics(rows)
     batch_size = recipe.optim.batch_size // recipe.optim.accumulate
-    stream = BatchStream(corpus, rows, batch_size, recipe.train.seed, sampling=recipe.data.sampling)
-    start = last_step(folder)
-    if start >= steps and (folder / BACKBONE).is_dir():
-        raise UserError(f"{folder}: this run is finished ({start} steps)", "train.steps=N with another --out goes on")
-    module = build_module(recipe, steps, mean, std)
+    stream = BatchStream(
+        corpus, rows, batch_size, recipe.train.seed, world.rank, world.size, sampling=recipe.data.sampling
+    )
+    module = build_module(recipe, steps, mean, std, world)
     policies = Counter[str]()
     for modality, count in corpus.modalities(rows).items():
         policies[module.views.policy_of(modality)] += count
-    write_header(recipe, folder, corpus, policies)
+    if world.first:
+        update = describe_update(recipe, world)
+        write_header(recipe, folder, corpus, policies, update)
+        if not quiet:
+            print(*words(recipe, module.method, update), sep="\n", file=sys.stderr)
     stream.start = start * recipe.optim.accumulate
     checkpoints = Checkpoints(folder, recipe.train.checkpoint_every)
     bar = ProgressBar(recipe.name, quiet)
     callbacks: list[pl.Callback] = [Curves(folder, recipe.monitor.every, start), checkpoints, bar]
-    if recipe.monitor.pictures:
+    if recipe.monitor.pictures and not module.sharded:  # they are drawn by one process, which needs all weights
         shown = corpus.batch(rows[: recipe.monitor.pictures])
         callbacks.append(Pictures(folder, recipe.train.checkpoint_every, shown))
-    trainer = _trainer(recipe, folder, steps, start, callbacks)
+    trainer = _trainer(recipe, folder, steps, start, callbacks, world)
     checkpoint = folder / CHECKPOINT if start else None
     trainer.fit(module, train_dataloaders=stream, ckpt_path=checkpoint, weights_only=True)
     if trainer.global_step < steps:
         step = trainer.global_step
         hint = f"go on with `ssl-mednet pretrain --resume --out {folder}`"
         raise Stopped(f"stopped at step {step} of {steps}, checkpoint written", hint)
-    _save(recipe, corpus, rows, held_out, module, folder, mean, std)
+    encoder = _whole_encoder(module)
+    if world.first:
+        _save(recipe, corpus, rows, job.held_out, encoder, folder, mean, std)
     return Result(folder, steps, len(rows), corpus.meta["skipped"], bar.images_per_second, policies)
 
 
@@ -145,11 +199,16 @@ def _held_out(recipe: Recipe, corpus: Corpus, rows: np.ndarray, quiet: bool) -> 
     return refuse(corpus, recipe.data.held_out, recipe.data.allow_contamination, rows, quiet)
 
 
-def _trainer(recipe: Recipe, folder: Path, steps: int, start: int, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _trainer(
+    recipe: Recipe, folder: Path, steps: int, start: int, callbacks: list[pl.Callback], world: World = ALONE
+) -> pl.Trainer:
     logger = TensorBoardLogger(folder, name="", version="tensorboard", purge_step=start + 1 if start else None)
     return pl.Trainer(
         accelerator=recipe.train.device,
-        devices=1,
+        devices=world.local_size,
+        num_nodes=world.nodes,
+        strategy=spread(recipe, world, device_kind(recipe)),
+        plugins=[Environment(world)],
         precision=resolve_precision(recipe),  # type: ignore[arg-type]
         max_steps=steps,
         max_epochs=-1,
@@ -168,7 +227,7 @@ def _save(
     corpus: Corpus,
     rows: np.ndarray,
     held_out: dict[str, Any],
-    module: PretrainModule,
+    encoder: nn.Module,
     folder: Path,
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -189,8 +248,18 @@ def _save(
             "publishing": [verdict.sentence, *verdict.conditions, DISCLAIMER],
         },
     }
-    encoder = module.method.encoder
     save_backbone(encoder, folder / BACKBONE, recipe.backbone.name, model_args(recipe), preprocessing, provenance)
+
+
+def _whole_encoder(module: PretrainModule) -> nn.Module:
+    """The backbone to keep, with all its weights in process 0."""
+    if not module.sharded:
+        return module.method.encoder
+    recipe, state = module.recipe, whole_state(module.method.encoder)
+    encoder = create_backbone(recipe.backbone.name, model_args(recipe))
+    if state:  # only process 0 has it
+        encoder.load_state_dict(state)
+    return encoder
 
 
 @contextmanager

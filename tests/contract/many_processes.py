@@ -1,0 +1,136 @@
+"""Gradients of every method on several processes, real ones that talk through gloo; run by test_processes.py.
+
+    python many_processes.py FILE [MODULE...]
+
+imports the modules (their methods register themselves), then writes one JSON object a line to FILE: method, kind of
+backbone, number of processes, and the errors of gradients, buffers and loss against one process with the whole batch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ssl_mednet.backbones import backbone_args, create_backbone
+from ssl_mednet.backbones.norm import synchronise
+from ssl_mednet.draws import Draws
+from ssl_mednet.methods import METHODS, Batch, Method
+
+NETS = {"cnn": ("test_resnet", None), "vit": ("test_vit", 8)}
+SIZE, IMAGES, WORLDS = 32, 16, (2, 4)
+
+
+class Step(nn.Module):
+    """A method whose forward pass is its training step, as DDP wants it."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, views: list[Tensor], batch: Batch) -> Tensor:
+        return self.method.training_step(views, batch).loss
+
+
+def build(name: str, kind: str) -> tuple[Method, list[Tensor], Batch]:
+    torch.manual_seed(1)
+    net, patch = NETS[kind]
+    cls = METHODS.get(name)
+    method = cls(create_backbone(net, backbone_args(net, 1, SIZE, patch)), cls.Config())
+    views = [torch.randn(IMAGES, 1, round(SIZE * v.size), round(SIZE * v.size)) for v in method.views]
+    rows = torch.arange(IMAGES)
+    return method, views, Batch(rows, torch.zeros(IMAGES, dtype=torch.int64), Draws(0, 0, rows), 0, 0.0)
+
+
+def of_process(rank: int, world: int, views: list[Tensor], batch: Batch) -> tuple[list[Tensor], Batch]:
+    part = slice(rank * IMAGES // world, (rank + 1) * IMAGES // world)
+    rows = batch.rows[part]
+    return [v[part] for v in views], Batch(rows, batch.modality[part], Draws(0, 0, rows), 0, 0.0)
+
+
+def cases() -> list[tuple[str, str]]:
+    return [(name, kind) for name in METHODS for kind in sorted(METHODS.get(name).backbone_kinds)]
+
+
+def results(method: Method, loss: Tensor) -> dict[str, Any]:
+    gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+    return {"gradients": gradients, "buffers": {n: b.clone().float() for n, b in method.named_buffers()}, "loss": loss}
+
+
+def alone() -> dict[tuple[str, str], dict[str, Any]]:
+    """Every case with the whole batch in this process."""
+    found = {}
+    for case in cases():
+        method, views, batch = build(*case)
+        loss = method.training_step(views, batch).loss
+        loss.backward()
+        found[case] = results(method, loss.detach())
+    return found
+
+
+def together(rank: int, world: int, port: int, references: dict[tuple[str, str], dict[str, Any]], out: Path) -> None:
+    """One process of ``world``: every case with its share of the batch."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    for case in cases():
+        method, views, batch = build(*case)
+        synchronise(method, "cpu")
+        model = DistributedDataParallel(Step(method), broadcast_buffers=False)
+        loss = model(*of_process(rank, world, views, batch))
+        loss.backward()
+        mean = loss.detach().clone()
+        dist.all_reduce(mean)
+        if rank == 0:
+            errors = compared(results(method, mean / world), references[case])
+            with out.open("a") as file:
+                file.write(json.dumps({"method": case[0], "kind": case[1], "world": world} | errors) + "\n")
+    dist.destroy_process_group()
+
+
+def compared(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
+    """Relative errors: of all gradients as one vector; the worst of a single parameter, relative to its own gradient or
+    to a thousandth of the mean one where that is larger; of buffers; of the loss."""
+    names, reference = list(theirs["gradients"]), theirs["gradients"]
+    assert names == list(ours["gradients"])
+    norm = torch.cat([reference[n].flatten() for n in names]).norm()
+    apart = torch.cat([(ours["gradients"][n] - reference[n]).flatten() for n in names]).norm()
+    floor = 1e-3 * norm / len(names) ** 0.5
+    single = max(
+        float((ours["gradients"][n] - reference[n]).norm() / reference[n].norm().clamp(min=floor)) for n in names
+    )
+    buffers = max([float((ours["buffers"][n] - b).abs().max()) for n, b in theirs["buffers"].items()] or [0.0])
+    loss = float(abs(ours["loss"] - theirs["loss"]) / abs(theirs["loss"]))
+    return {"gradients": float(apart / norm), "parameter": single, "buffers": buffers, "loss": loss}
+
+
+def main(out: Path, modules: list[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
+    torch.set_num_threads(1)
+    # Forked from a process that holds no threads: torch is imported once, not once a process.
+    context = multiprocessing.get_context("fork")
+    references = alone()
+    for world in WORLDS:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        processes = [context.Process(target=together, args=(r, world, port, references, out)) for r in range(world)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        if any(process.exitcode for process in processes):
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
