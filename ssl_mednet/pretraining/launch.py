@@ -61,6 +61,7 @@ def launch(work: Callable[[World], T], worlds: list[World]) -> T:
     """
     context = multiprocessing.get_context("spawn")
     children = []
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's advice on its own flags is nothing to a user
     for world in worlds:
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_child, args=(theirs, work, world), name=f"rank-{world.rank}")
@@ -70,16 +71,17 @@ def launch(work: Callable[[World], T], worlds: list[World]) -> T:
     try:
         with _forwarding(children) as asked:
             _watch(children)
+        failed = [child for child in children if child.failed]  # by themselves; those left over are ended below
     finally:
         for child in children:
             if child.process.is_alive():
                 child.process.kill()
             child.process.join()
-    if not any(child.failed for child in children):
+    if not failed:
         return children[0].result
-    if asked and not any(child.error for child in children):
+    if asked and not any(child.error for child in failed):
         raise KeyboardInterrupt
-    raise _reason(children)
+    raise _reason(failed)
 
 
 def _watch(children: list[_Child]) -> None:
@@ -111,9 +113,8 @@ def _listen(child: _Child) -> None:
         child.process.join(_GRACE)  # so that the exit code is known when the failure is looked at
 
 
-def _reason(children: list[_Child]) -> UserError:
+def _reason(failed: list[_Child]) -> UserError:
     """Why the run ended: a kill explains the crashes of those that were talking to the process that is gone."""
-    failed = [c for c in children if c.failed]
     killed = [c for c in failed if _killed(c)]
     if killed:
         child = killed[0]

@@ -11,7 +11,6 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from ssl_mednet.methods import Method
-from ssl_mednet.pretraining.processes import Environment
 from ssl_mednet.pretraining.world import World
 from ssl_mednet.recipe import Recipe
 
@@ -30,7 +29,6 @@ def spread(recipe: Recipe, world: World, device: str) -> Strategy | str:
             data_parallel_size=world.size, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     return DDPStrategy(
-        cluster_environment=Environment(world),
         # After its first step DDP would sort the gradients anew by when they came. Where they lie decides in which
         # order those of more than two processes are added, so a resumed run would differ in the last bit. Looking for
         # unused parameters keeps the order; on a GPU the better overlap of the new order is worth more.
