@@ -114,7 +114,7 @@ class TrainSection(Section):
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where it is fast")
     seed: int = Field(0, ge=0)
     device: str = Field("auto", description="auto, cpu, cuda, mps")
-    devices: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    devices: int | Literal["auto"] = Field(
         "auto", description="processes on each node; auto: a process a GPU, one on the CPU"
     )
     nodes: int = Field(1, ge=1, description="machines; started by torchrun, srun, or with MASTER_ADDR and NODE_RANK")
@@ -123,6 +123,15 @@ class TrainSection(Section):
     )
     sync_batchnorm: bool = Field(True, description="BatchNorm over all processes, as one process would do it")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+
+    @field_validator("devices", mode="plain")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> int | str:
+        if value == "auto":
+            return "auto"
+        if not str(value).isdecimal() or int(value) < 1:
+            raise ValueError("must be a number of processes, 1 or more, or auto")
+        return int(value)
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:

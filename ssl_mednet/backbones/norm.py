@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -80,9 +81,9 @@ class _NormaliseTogether(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
         axes = [0, *range(2, x.ndim)]
-        own = torch.tensor([x.numel() / x.shape[1]])
-        variance, mean = torch.var_mean(x.float(), axes, correction=0)
-        packed = torch.cat([mean, variance, own])
+        wide = torch.promote_types(x.dtype, torch.float32)
+        variance, mean = torch.var_mean(x.to(wide), axes, correction=0)
+        packed = torch.cat([mean, variance, mean.new_tensor([x.numel() / x.shape[1]])])
         gathered = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, packed)
         means, variances, counts = torch.stack(gathered).split([len(mean), len(mean), 1], dim=1)
@@ -99,14 +100,14 @@ class _NormaliseTogether(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale, count = ctx.saved_tensors
         axes, shape = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
-        gradient = gradients[0].float()
-        unit = (x.float() - mean.view(shape)) * scale.view(shape)
+        gradient = gradients[0].to(mean.dtype)
+        unit = (x.to(mean.dtype) - mean.view(shape)) * scale.view(shape)
         # The parameters' gradients stay those of this process: they are averaged with all others.
         to_bias, to_weight = gradient.sum(axes), (gradient * unit).sum(axes)
         sums = torch.stack([to_bias, to_weight])
         dist.all_reduce(sums)
         first, second = (sums / count).view(2, *shape)
-        factor = scale if weight is None else scale * weight.float()
+        factor = scale if weight is None else scale * weight.to(scale.dtype)
         to_x = (gradient - first - unit * second) * factor.view(shape)
         known = weight is not None
         return to_x.to(x.dtype), to_weight if known else None, to_bias if known else None, None
@@ -119,9 +120,13 @@ def repeat_without_trace(module: nn.Module) -> None:
     """
     for layer in module.modules():
         if isinstance(layer, _BatchNorm) and layer.track_running_stats:
-            layer.register_forward_pre_hook(_track_first_pass_only)
+            layer.register_forward_pre_hook(functools.partial(_count_first_pass_only, momentum=layer.momentum))
 
 
-def _track_first_pass_only(layer: Any, inputs: Any) -> None:
+def _count_first_pass_only(layer: Any, inputs: Any, momentum: float | None) -> None:
     # The number of the backward pass that is under way, -1 outside of any; torch's checkpointing reads it as well.
-    layer.track_running_stats = torch._C._current_graph_task_id() == -1
+    # Statistics cannot be switched off for the second pass: it must save as many tensors as the first one did.
+    first = torch._C._current_graph_task_id() == -1
+    layer.momentum = momentum if first else 0.0
+    if not first and layer.training:
+        layer.num_batches_tracked.sub_(1)

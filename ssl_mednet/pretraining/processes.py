@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ _PATIENCE = timedelta(days=7)  # while process 0 decodes a corpus the others wai
 class _Together:
     """A group on the CPU beside the one that trains: what is agreed on never waits for a GPU."""
 
-    group: dist.ProcessGroup | None = None
+    group: Any = None
 
 
 @contextmanager

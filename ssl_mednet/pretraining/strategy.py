@@ -48,7 +48,7 @@ def shard(method: Method, mesh: Any) -> None:
     register_fsdp_forward_method(method, "training_step")
 
 
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
+def whole_state(module: nn.Module) -> dict[str, Any]:
     """All weights of a module that may be sharded, on the CPU of process 0; every process must ask."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return get_model_state_dict(module, options=options)

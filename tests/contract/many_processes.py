@@ -63,7 +63,11 @@ def cases() -> list[tuple[str, str]]:
 
 def results(method: Method, loss: Tensor) -> dict[str, Any]:
     gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
-    return {"gradients": gradients, "buffers": {n: b.clone().float() for n, b in method.named_buffers()}, "loss": loss}
+    return {
+        "gradients": gradients,
+        "buffers": {n: b.clone().float() for n, b in method.named_buffers() if "running_" in n},
+        "loss": loss,
+    }
 
 
 def alone() -> dict[tuple[str, str], dict[str, Any]]:
@@ -84,7 +88,7 @@ def together(rank: int, world: int, port: int, references: dict[tuple[str, str],
     for case in cases():
         method, views, batch = build(*case)
         synchronise(method, "cpu")
-        model = DistributedDataParallel(Step(method), broadcast_buffers=False)
+        model = DistributedDataParallel(Step(method), forward_sync_buffers=False)
         loss = model(*of_process(rank, world, views, batch))
         loss.backward()
         mean = loss.detach().clone()
@@ -97,13 +101,16 @@ def together(rank: int, world: int, port: int, references: dict[tuple[str, str],
 
 
 def compared(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
-    """Relative errors: of all gradients as one vector; the worst of a single parameter, relative to its own gradient or
-    to a thousandth of the mean one where that is larger; of buffers; of the loss."""
+    """Relative errors of all gradients as one vector, of the worst single one, of buffers and of the loss.
+
+    A single gradient's error is relative to itself, or to a tenth of the mean one where that is larger: the gradient of
+    a bias before BatchNorm is nothing but rounding.
+    """
     names, reference = list(theirs["gradients"]), theirs["gradients"]
     assert names == list(ours["gradients"])
     norm = torch.cat([reference[n].flatten() for n in names]).norm()
     apart = torch.cat([(ours["gradients"][n] - reference[n]).flatten() for n in names]).norm()
-    floor = 1e-3 * norm / len(names) ** 0.5
+    floor = 0.1 * norm / len(names) ** 0.5
     single = max(
         float((ours["gradients"][n] - reference[n]).norm() / reference[n].norm().clamp(min=floor)) for n in names
     )

@@ -115,7 +115,7 @@ def test_without_activations_gradients_and_statistics_are_the_same(name: str, ne
             loss = one.training_step(views, batch).loss
         kept[key] = sum(sizes)
         loss.backward()
-    assert kept["less"] < 0.7 * kept["all"]
+    assert kept["less"] < 0.75 * kept["all"]
     assert apart(gradient(method), gradient(reference)) < 1e-6
     for (buffer, ours), theirs in zip(method.named_buffers(), reference.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, msg=buffer)
@@ -124,7 +124,7 @@ def test_without_activations_gradients_and_statistics_are_the_same(name: str, ne
 @pytest.mark.parametrize(
     ("recipe", "overrides", "says"),
     [
-        ("byol_gray.yaml", ["optim.cache_chunk=8"], "'byol' cannot be split (that of simclr can)"),
+        ("byol_gray.yaml", ["optim.cache_chunk=8"], "'byol' cannot be split (it can for: simclr)"),
         ("simclr_gray.yaml", ["optim.cache_chunk=8", "optim.accumulate=2"], "not both"),
         ("simclr_gray.yaml", ["optim.cache_chunk=8", "train.strategy=fsdp"], "does not go with"),
         ("simclr_gray.yaml", ["backbone.name=dla34", "backbone.checkpoint=true"], "timm cannot checkpoint 'dla34'"),
