@@ -40,8 +40,9 @@ def build_module(
     if world.size > 1 and recipe.train.sync_batchnorm:
         synchronise(method, device_kind(recipe))
     views = build_views(recipe, method.views, mean, std)
-    channels_last = backbone_kind(recipe.backbone.name) == "cnn"
-    return PretrainModule(recipe, method, views, steps, channels_last, is_sharded(recipe, world))
+    sharded = is_sharded(recipe, world)
+    channels_last = backbone_kind(recipe.backbone.name) == "cnn" and not sharded  # only contiguous weights are sharded
+    return PretrainModule(recipe, method, views, steps, channels_last, sharded)
 
 
 def build_views(recipe: Recipe, specs: Sequence[View], mean: tuple[float, ...], std: tuple[float, ...]) -> ViewMaker:

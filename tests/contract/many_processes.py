@@ -3,7 +3,8 @@
     python many_processes.py FILE [MODULE...]
 
 imports the modules (their methods register themselves), then writes one JSON object a line to FILE: method, kind of
-backbone, number of processes, and the errors of gradients, buffers and loss against one process with the whole batch.
+backbone, precision, number of the random batch, number of processes, and the errors of gradients, buffers and loss
+against one process with the whole batch.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ssl_mednet.methods import METHODS, Batch, Method
 
 NETS = {"cnn": ("test_resnet", None), "vit": ("test_vit", 8)}
 SIZE, IMAGES, WORLDS = 32, 16, (2, 4)
+Case = tuple[str, str, str, int]
 
 
 class Step(nn.Module):
@@ -41,12 +43,13 @@ class Step(nn.Module):
         return self.method.training_step(views, batch).loss
 
 
-def build(name: str, kind: str) -> tuple[Method, list[Tensor], Batch]:
-    torch.manual_seed(1)
+def build(name: str, kind: str, dtype: str, seed: int) -> tuple[Method, list[Tensor], Batch]:
+    torch.manual_seed(seed)
     net, patch = NETS[kind]
     cls = METHODS.get(name)
-    method = cls(create_backbone(net, backbone_args(net, 1, SIZE, patch)), cls.Config())
-    views = [torch.randn(IMAGES, 1, round(SIZE * v.size), round(SIZE * v.size)) for v in method.views]
+    precise = getattr(torch, dtype)
+    method = cls(create_backbone(net, backbone_args(net, 1, SIZE, patch)), cls.Config()).to(precise)
+    views = [torch.randn(IMAGES, 1, round(SIZE * v.size), round(SIZE * v.size)).to(precise) for v in method.views]
     rows = torch.arange(IMAGES)
     return method, views, Batch(rows, torch.zeros(IMAGES, dtype=torch.int64), Draws(0, 0, rows), 0, 0.0)
 
@@ -57,8 +60,10 @@ def of_process(rank: int, world: int, views: list[Tensor], batch: Batch) -> tupl
     return [v[part] for v in views], Batch(rows, batch.modality[part], Draws(0, 0, rows), 0, 0.0)
 
 
-def cases() -> list[tuple[str, str]]:
-    return [(name, kind) for name in METHODS for kind in sorted(METHODS.get(name).backbone_kinds)]
+def cases() -> list[Case]:
+    batches = [("float64", 1), *(("float32", seed) for seed in (1, 2, 3))]
+    nets = [(name, kind) for name in METHODS for kind in sorted(METHODS.get(name).backbone_kinds)]
+    return [(*net, *batch) for net in nets for batch in batches]
 
 
 def results(method: Method, loss: Tensor) -> dict[str, Any]:
@@ -70,7 +75,7 @@ def results(method: Method, loss: Tensor) -> dict[str, Any]:
     }
 
 
-def alone() -> dict[tuple[str, str], dict[str, Any]]:
+def alone() -> dict[Case, dict[str, Any]]:
     """Every case with the whole batch in this process."""
     found = {}
     for case in cases():
@@ -81,7 +86,7 @@ def alone() -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
-def together(rank: int, world: int, port: int, references: dict[tuple[str, str], dict[str, Any]], out: Path) -> None:
+def together(rank: int, world: int, port: int, references: dict[Case, dict[str, Any]], out: Path) -> None:
     """One process of ``world``: every case with its share of the batch."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
@@ -96,7 +101,12 @@ def together(rank: int, world: int, port: int, references: dict[tuple[str, str],
         if rank == 0:
             errors = compared(results(method, mean / world), references[case])
             with out.open("a") as file:
-                file.write(json.dumps({"method": case[0], "kind": case[1], "world": world} | errors) + "\n")
+                file.write(
+                    json.dumps(
+                        dict(zip(("method", "kind", "dtype", "seed"), case, strict=True)) | {"world": world} | errors
+                    )
+                    + "\n"
+                )
     dist.destroy_process_group()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,9 @@ import pytest
 
 from ssl_mednet.methods import METHODS
 
-TOLERANCE = 1e-5  # relative, float32
+TOLERANCE = {"float32": 1e-5, "float64": 1e-6}  # relative
 FOLDER = Path(__file__).parent
-Errors = dict[tuple[str, str, int], dict[str, float]]
+Errors = dict[tuple[str, str, int, str], dict[str, float]]
 
 every = pytest.mark.parametrize(
     ("name", "kind", "world"),
@@ -29,8 +30,13 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> Errors:
     paths = os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, str(FOLDER / "many_processes.py"), str(out), "wrong_method"]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": paths}, timeout=150)
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
-    return {(line.pop("method"), line.pop("kind"), line.pop("world")): line for line in lines}
+    found: dict[tuple[str, str, int, str], list[dict[str, float]]] = {}
+    for line in map(json.loads, out.read_text().splitlines()):
+        key = line.pop("method"), line.pop("kind"), line.pop("world"), line.pop("dtype")
+        found.setdefault(key, []).append(line)
+    # Of three batches the middle one: where the input of a ReLU lies within rounding of zero, float32 may take either
+    # side, and that batch says nothing.
+    return {key: {k: statistics.median(line[k] for line in lines) for k in lines[0]} for key, lines in found.items()}
 
 
 @every
@@ -38,14 +44,15 @@ def test_gradients_are_those_of_one_process(name: str, kind: str, world: int, er
     reason = METHODS.get(name).across_processes
     if reason:
         pytest.skip(f"says that they are not: {reason}")
-    found = errors[name, kind, world]
-    assert found["gradients"] < TOLERANCE
-    assert found["parameter"] < 10 * TOLERANCE  # of the worst single one
-    assert found["buffers"] < TOLERANCE
-    assert found["loss"] < TOLERANCE
+    for dtype, tolerance in TOLERANCE.items():
+        found = errors[name, kind, world, dtype]
+        assert found["gradients"] < tolerance
+        assert found["parameter"] < 2 * tolerance  # of the worst single one
+        assert found["buffers"] < tolerance
+        assert found["loss"] < tolerance
 
 
 def test_a_method_with_statistics_of_one_process_is_found(errors: Errors) -> None:
-    assert all(
-        errors["wrong_barlow_twins", kind, world]["gradients"] > 0.1 for kind in ("cnn", "vit") for world in (2, 4)
-    )
+    found = [error for key, error in errors.items() if key[0] == "wrong_barlow_twins"]
+    assert len(found) == 8  # two nets, two worlds, two precisions
+    assert all(error["gradients"] > 0.1 for error in found)
