@@ -325,6 +325,8 @@ def _check_together(recipe: Recipe) -> Recipe:
         raise RecipeError(f"backbone.checkpoint: timm cannot checkpoint {backbone.name!r}", "leave it out")
     if recipe.train.strategy == "fsdp" and recipe.optim.cache_chunk:
         raise RecipeError("optim.cache_chunk does not go with train.strategy=fsdp", "use train.strategy=ddp")
+    if recipe.train.strategy == "fsdp" and recipe.train.precision == "fp16":
+        raise RecipeError("train.precision=fp16 does not go with train.strategy=fsdp", "use bf16 or float32")
     check_optimizer(recipe.optim.name)
     augment = recipe.augment
     check_augment(augment.policy, data.channels, augment.strength, augment.override)

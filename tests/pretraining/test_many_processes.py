@@ -117,6 +117,33 @@ def test_four_processes_of_torchrun_go_on_where_two_were(killed: Any, alone: Pat
     check_same_training(run, alone)
 
 
+def slurm_task(rank: int, port: str) -> dict[str, str]:
+    """What srun tells two tasks on one node."""
+    task = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "7"}
+    return task | {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": port}
+
+
+def node(rank: int, port: str) -> dict[str, str]:
+    """What a user tells each of two nodes."""
+    return {"NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "nodes", "port"), [(slurm_task, 1, "29617"), (node, 2, "29618")])
+def test_slurm_and_nodes_started_by_hand(place: Any, nodes: int, port: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(load_recipe(SMALL, ["train.steps=2", f"train.nodes={nodes}"]).to_yaml())
+    called = [sys.executable, *command(recipe, tmp_path / "run", "--resume")]  # who comes second finds a folder
+    started = [
+        subprocess.Popen(called, env=os.environ | place(rank, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    ended = [process.communicate(timeout=170) for process in started]
+    assert [process.returncode for process in started] == [0, 0], ended
+    assert [said.decode().count("pretrained on") for said, _ in ended] == [1, 0]
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["update"]["processes"] == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_several_processes_repeat_bit_for_bit_also_when_stopped_between(strategy: str, tmp_path: Path) -> None:
