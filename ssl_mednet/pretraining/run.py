@@ -8,7 +8,7 @@ import logging
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,25 +105,20 @@ def pretrain(
     plan = load_recipe(recipe, said)
     prepare = functools.partial(_prepare, plan, out, resume, quiet)
     world = given_world()
-    if world is None:
-        worlds = own_worlds(processes_wanted(plan), plan.train.nodes)
-        job = prepare()
-        if len(worlds) > 1 or worlds[0].size > 1:
-            check_share(plan, worlds[0])
-            return launch(functools.partial(_join, job, quiet), worlds)
-        with _quiet_libraries(), torch.random.fork_rng():
-            return _run(job, worlds[0], quiet)
-    check_given(plan, world)
-    check_share(plan, world)
-    with joined(world, device_kind(plan)):
-        job = settled_by_first(prepare)
-        with _quiet_libraries(), torch.random.fork_rng():
-            return _run(job, world, quiet)
+    if world is not None:
+        check_given(plan, world)
+        check_share(plan, world)
+        return _join(plan, prepare, quiet, world)
+    worlds = own_worlds(processes_wanted(plan), plan.train.nodes)
+    check_share(plan, worlds[0])
+    if worlds[0].size > 1:
+        return launch(functools.partial(_join, plan, prepare, quiet), worlds)
+    return _join(plan, prepare, quiet, worlds[0])
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What is settled before the processes begin; the corpus opens itself again in each of them."""
+    """What process 0 settles for all before training; the corpus opens itself again in each of them."""
 
     recipe: Recipe
     folder: Path
@@ -145,10 +140,12 @@ def _prepare(recipe: Recipe, out: str | Path | None, resume: bool, quiet: bool) 
     return _Job(recipe, folder, corpus, held_out, start)
 
 
-def _join(job: _Job, quiet: bool, world: World) -> Result:
-    """One process of several that this run has started."""
-    with joined(world, device_kind(job.recipe)), _quiet_libraries():
-        return _run(job, world, quiet)
+def _join(recipe: Recipe, prepare: Callable[[], _Job], quiet: bool, world: World) -> Result:
+    """Be one process of the run."""
+    with joined(world, device_kind(recipe)):
+        job = settled_by_first(prepare)
+        with _quiet_libraries(), torch.random.fork_rng():
+            return _run(job, world, quiet)
 
 
 def _run(job: _Job, world: World, quiet: bool) -> Result:

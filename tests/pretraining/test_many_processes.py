@@ -133,7 +133,7 @@ def node(rank: int, port: str) -> dict[str, str]:
 def test_slurm_and_nodes_started_by_hand(place: Any, nodes: int, port: str, tmp_path: Path) -> None:
     recipe = tmp_path / "small.yaml"
     recipe.write_text(load_recipe(SMALL, ["train.steps=2", f"train.nodes={nodes}"]).to_yaml())
-    called = [sys.executable, *command(recipe, tmp_path / "run", "--resume")]  # who comes second finds a folder
+    called = [sys.executable, *command(recipe, tmp_path / "run")]
     started = [
         subprocess.Popen(called, env=os.environ | place(rank, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for rank in range(2)
