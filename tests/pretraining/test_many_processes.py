@@ -25,10 +25,10 @@ STEPS = 60
 SMALL: dict[str, Any] = {
     "name": "small",
     "data": {"source": "phantoms:gray?n=60", "channels": "gray", "image_size": 32},
-    "backbone": {"name": "test_resnet"},
+    "backbone": {"name": "test_vit", "patch_size": 8},  # smooth: a ReLU within rounding of zero may take either side
     "method": {"name": "simclr"},
-    # Plain descent: where Adam divides by small gradients, rounding grows.
-    "optim": {"batch_size": 8, "name": "sgd", "lr": 0.01},
+    # Small steps of plain descent: Adam divides by small gradients, and rounding would grow.
+    "optim": {"batch_size": 8, "name": "sgd", "lr": 1e-3},
     "train": {"steps": STEPS, "device": "cpu", "precision": "float32", "checkpoint_every": 2},
     "monitor": {"every": 1, "pictures": 0},
 }
@@ -86,7 +86,7 @@ def test_a_killed_process_ends_the_run_with_its_number_and_signal(killed: Any) -
 
 def test_what_an_update_is_made_of_is_said(killed: Any) -> None:
     run, ended, _ = killed
-    assert "8 images an update = 4 x 2 processes x 1 passes; learning rate 0.01" in ended.stderr
+    assert "8 images an update = 4 x 2 processes x 1 passes; learning rate 0.001" in ended.stderr
     update = json.loads((run / "environment.json").read_text())["update"]
     assert (update["images"], update["images_per_pass_and_process"], update["processes"]) == (8, 4, 2)
 
@@ -101,9 +101,9 @@ def check_same_training(run: Path, alone: Path) -> None:
     """The rows of every step were the same: losses agree step by step, weights at the end."""
     one, other = losses(run), losses(alone)
     assert list(one) == list(other) == list(range(1, STEPS + 1))
-    assert [one[s] for s in one] == pytest.approx([other[s] for s in other], rel=2e-3)
+    assert [one[s] for s in one] == pytest.approx([other[s] for s in other], rel=1e-3)
     for name, weight in weights(alone).items():
-        torch.testing.assert_close(weights(run)[name], weight, rtol=1e-2, atol=1e-3, msg=name)
+        torch.testing.assert_close(weights(run)[name], weight, rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.slow
