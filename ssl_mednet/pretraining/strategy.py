@@ -39,7 +39,7 @@ def spread(recipe: Recipe, world: World, device: str) -> Strategy | str:
 
 def shard(method: Method, mesh: Any) -> None:
     """Spread the parameters of a method over the processes of ``mesh``: block by block, and the rest together."""
-    for module in method.modules():
+    for module in reversed(list(method.modules())):  # inner blocks before those that hold them
         if isinstance(module, (nn.Sequential, nn.ModuleList)):
             for block in module:
                 if len(list(block.children())) > 1:
