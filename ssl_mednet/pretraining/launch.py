@@ -130,7 +130,8 @@ def _reason(failed: list[_Child]) -> UserError:
         child = min(crashed, key=lambda c: "DistBackendError" in c.crash or "Connection closed" in c.crash)
         print(child.crash, file=sys.stderr, end="")
         return ProcessDied(f"{_name(child)} crashed: {child.crash.strip().splitlines()[-1]}")
-    return ProcessDied(f"{_name(failed[0])} ended with exit code {failed[0].process.exitcode}")
+    hint = "its own words are above; a script that starts processes needs `if __name__ == '__main__':` around the call"
+    return ProcessDied(f"{_name(failed[0])} ended with exit code {failed[0].process.exitcode}", hint)
 
 
 def _killed(child: _Child) -> bool:

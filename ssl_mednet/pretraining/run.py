@@ -84,6 +84,9 @@ def pretrain(
 ) -> Result:
     """Pretrain a backbone on unlabeled images.
 
+    With ``train.devices`` above one the processes are started here, and a script calls this under
+    ``if __name__ == "__main__":``. Under torchrun or srun every process calls it and is one of those that train.
+
     Args:
         recipe: path or name of a recipe, or a dictionary; may be left out to resume the run in ``out``.
         data: replaces the recipe's ``data.source``.

@@ -34,6 +34,10 @@ def fails(world: World, how: str) -> None:
     time.sleep(0.5 if how == "user" else 600)
 
 
+def ends(world: World) -> None:
+    os._exit(7)
+
+
 def waits_for_signal(world: World, folder: Path) -> int:
     came: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
@@ -64,6 +68,11 @@ def test_a_process_that_ends_ends_the_others_with_its_reason(how: str, error: ty
         launch(partial(fails, how=how), TWO)
     assert caught.match(says.replace("(free some)", r"\(free some\)"))
     assert time.monotonic() - began < 20  # the other one would have slept ten minutes
+
+
+def test_a_process_that_ends_without_a_word_is_named_and_scripts_are_told_why_it_may_be() -> None:
+    with pytest.raises(ProcessDied, match=r"process 0 of 1 .* exit code 7 .*__main__"):
+        launch(ends, [World()])
 
 
 def test_a_signal_reaches_every_process_once(tmp_path: Path) -> None:
