@@ -17,8 +17,9 @@ from ssl_mednet.errors import RecipeError
 from ssl_mednet.pretraining.build import resolve_precision
 from ssl_mednet.recipe import Recipe, load_recipe
 
-# Which processes do the work, not what the work is: a run may go on with others.
-_FREE = ("train.devices", "train.nodes", "train.strategy")
+# Which processes do the work, not what the work is: a run may go on with others. (Not from ddp to fsdp or back: their
+# checkpoints number the optimizer's states differently.)
+_FREE = ("train.devices", "train.nodes")
 RECIPE, ENVIRONMENT, BACKBONE = "recipe.yaml", "environment.json", "backbone"
 
 

@@ -22,8 +22,10 @@ def check_given(recipe: Recipe, world: World) -> None:
 
 
 def check_share(recipe: Recipe, world: World) -> None:
-    """Raise :class:`RecipeError` where the images of a pass cannot be shared evenly."""
+    """Raise :class:`RecipeError` where the images of a pass, or the weights, cannot be shared."""
     optim = recipe.optim
+    if recipe.train.strategy == "fsdp" and world.size == 1:
+        raise RecipeError("train.strategy=fsdp shares weights, but there is one process", "train.devices=N starts N")
     if optim.batch_size % (optim.accumulate * world.size):
         passes = f" in {optim.accumulate} passes" if optim.accumulate > 1 else ""
         fits = max(1, optim.batch_size // (optim.accumulate * world.size)) * optim.accumulate * world.size

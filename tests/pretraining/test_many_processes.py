@@ -171,6 +171,11 @@ def test_processes_that_cannot_share_a_batch_are_refused_at_once(tmp_path: Path)
         pretrain(SMALL, out=tmp_path / "run", overrides=["train.devices=3"], quiet=True)
 
 
+def test_one_process_has_nothing_to_share_its_weights_with(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="there is one process"):
+        pretrain(SMALL, out=tmp_path / "run", overrides=["train.strategy=fsdp"], quiet=True)
+
+
 def test_a_launcher_and_a_recipe_that_disagree_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
