@@ -37,7 +37,8 @@ def _methods(pattern: str) -> list[tuple[str, str]]:
     for name in METHODS:
         cls = METHODS.get(name)
         kinds = "/".join(sorted(cls.backbone_kinds))
-        rows.append((name, f"[{kinds}] {_first_line(cls.__doc__)}"))
+        apart = f" Several processes: {cls.across_processes}" if cls.across_processes else ""
+        rows.append((name, f"[{kinds}] {_first_line(cls.__doc__)}{apart}"))
     return rows + [(name, f"does not load: {reason}") for name, reason in METHODS.broken.items()]
 
 

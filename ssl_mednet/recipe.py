@@ -63,6 +63,7 @@ class BackboneSection(Section):
     patch_size: int | None = Field(None, gt=0, description="of a ViT; timm's own when left out")
     stem: Literal["auto", "standard", "small"] = Field("auto", description="of a CNN; auto: small below 96 px")
     args: dict[str, Any] = Field({}, description="more arguments for timm.create_model")
+    checkpoint: bool = Field(False, description="keep no activations inside blocks: less memory, a third more time")
 
 
 class MethodSection(BaseModel):
@@ -93,10 +94,19 @@ class AugmentSection(Section):
 
 class OptimSection(Section):
     name: str = Field("adamw", description="any optimizer of timm")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate, of the whole batch_size unless lr_scaling is given")
+    lr_scaling: Literal["none", "linear", "sqrt"] = Field(
+        "none", description="linear: lr * batch_size / base_batch; sqrt: its root; none: lr as it is"
+    )
+    base_batch: int = Field(256, ge=1, description="batch size that lr is meant for, where lr_scaling is given")
     weight_decay: float = Field(0.05, ge=0, description="not on norms, biases, tokens and positions")
     batch_size: int = Field(256, ge=2, description="images per update, over all processes and accumulation steps")
-    accumulate: int = Field(1, ge=1, description="batches per update; contrastive losses see one batch at a time")
+    accumulate: int = Field(
+        1, ge=1, description="passes per update; negatives and BatchNorm see the images of one pass only"
+    )
+    cache_chunk: int = Field(
+        0, ge=0, description="images a forward pass and process; the loss sees the whole batch (GradCache); 0: all"
+    )
     warmup: Share = Field(0.05, description="share of the steps in which the rate rises")
     min_lr: Share = Field(0.0, description="share of the peak rate left at the end")
     clip: float = Field(3.0, ge=0, description="largest norm of the gradient; 0: no clipping")
@@ -106,7 +116,15 @@ class OptimSection(Section):
     def _divisible(self) -> OptimSection:
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
+        if self.cache_chunk and self.accumulate > 1:
+            raise ValueError("give accumulate or cache_chunk, not both: each of them splits the batch")
         return self
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after scaling (linear: Goyal et al. 2017, arXiv 1706.02677, section 2.1)."""
+        power = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[self.lr_scaling]
+        return self.lr * (self.batch_size / self.base_batch) ** power
 
 
 class TrainSection(Section):
@@ -115,9 +133,26 @@ class TrainSection(Section):
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where it is fast")
     seed: int = Field(0, ge=0)
     device: str = Field("auto", description="auto, cpu, cuda, mps")
+    devices: int | Literal["auto"] = Field(
+        "auto", description="processes on each node; auto: a process a GPU, one on the CPU"
+    )
+    nodes: int = Field(1, ge=1, description="machines; started by torchrun, srun, or with MASTER_ADDR and NODE_RANK")
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto", description="of several processes; auto: ddp, every process holds all weights; fsdp: a share of them"
+    )
+    sync_batchnorm: bool = Field(True, description="BatchNorm over all processes, as one process would do it")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="how many of the newest stay")
     max_bad_steps: int = Field(10, ge=1, description="updates in a row without a finite loss that end the run")
+
+    @field_validator("devices", mode="plain")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> int | str:
+        if value == "auto":
+            return "auto"
+        if not str(value).isdecimal() or int(value) < 1:
+            raise ValueError("must be a number of processes, 1 or more, or auto")
+        return int(value)
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:
@@ -275,7 +310,7 @@ def _section(model: type[BaseModel], loc: list[str]) -> type[BaseModel]:
 def _check_together(recipe: Recipe) -> Recipe:
     """What no single section can know: that method, backbone, data and augmentation fit each other."""
     from ssl_mednet.augment.policy import check_augment
-    from ssl_mednet.backbones.factory import backbone_args, backbone_kind, create_backbone
+    from ssl_mednet.backbones.factory import backbone_args, backbone_kind, can_checkpoint, create_backbone
     from ssl_mednet.backbones.optim import check_optimizer
     from ssl_mednet.imaging.modality import CHANNEL_COUNT, modality
     from ssl_mednet.methods import METHODS
@@ -303,7 +338,18 @@ def _check_together(recipe: Recipe) -> Recipe:
     args = backbone_args(
         backbone.name, channels, data.image_size, backbone.patch_size, backbone.stem, dict(backbone.args)
     )
-    create_backbone(backbone.name, args, meta=True)
+    net = create_backbone(backbone.name, args, meta=True)
+    if recipe.optim.cache_chunk and not method.can_split():
+        able = ", ".join(name for name in METHODS if METHODS.get(name).can_split())
+        raise RecipeError(
+            f"optim.cache_chunk: the loss of {recipe.method.name!r} cannot be split", f"it can for: {able}"
+        )
+    if backbone.checkpoint and not can_checkpoint(net):
+        raise RecipeError(f"backbone.checkpoint: timm cannot checkpoint {backbone.name!r}", "leave it out")
+    if recipe.train.strategy == "fsdp" and recipe.optim.cache_chunk:
+        raise RecipeError("optim.cache_chunk does not go with train.strategy=fsdp", "use train.strategy=ddp")
+    if recipe.train.strategy == "fsdp" and recipe.train.precision == "fp16":
+        raise RecipeError("train.precision=fp16 does not go with train.strategy=fsdp", "use bf16 or float32")
     check_optimizer(recipe.optim.name)
     augment = recipe.augment
     check_augment(augment.policy, data.channels, augment.strength, augment.override)

@@ -46,6 +46,7 @@ def test_three_methods_for_gray_and_color_are_shipped() -> None:
         ("simclr_gray.yaml", "optim.name=adamm", ["no optimizer of timm", "did you mean"]),
         ("simclr_gray.yaml", "augment.policy=generic_color", ["color images", "gray"]),
         ("simclr_gray.yaml", "optim.accumulate=3", ["batch_size 128", "accumulate 3"]),
+        ("simclr_gray.yaml", "train.devices=0", ["train.devices: must be a number of processes", "auto", "not 0"]),
         ("simclr_gray.yaml", "data.modality=ctt", ["did you mean 'ct'"]),
         ("simclr_gray.yaml", "data.modality=blood", ["color", "gray"]),
         ("simclr_gray.yaml", "trainsteps", ["key=value"]),

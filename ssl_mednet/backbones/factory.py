@@ -90,6 +90,15 @@ def backbone_kind(architecture: str) -> Kind:
     return "vit" if isinstance(_meta(architecture), VisionTransformer) else "cnn"
 
 
+def can_checkpoint(net: nn.Module) -> bool:
+    """Whether timm can train this net without keeping the activations inside its blocks."""
+    try:
+        net.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):  # timm asserts where a family has no such thing
+        return False
+    return True
+
+
 def _small_stem(model: nn.Module) -> dict[str, Any]:
     if isinstance(model, ResNet):
         deep = isinstance(model.conv1, nn.Sequential)

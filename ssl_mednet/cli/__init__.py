@@ -9,6 +9,7 @@ import sys
 
 from ssl_mednet.cli.app import app
 from ssl_mednet.errors import Hung, UserError
+from ssl_mednet.pretraining.world import speaks
 
 for _verbs in ("training", "evaluation", "corpora", "things"):  # in the order of --help; each adds its verbs
     importlib.import_module(f"ssl_mednet.cli.{_verbs}")
@@ -46,7 +47,8 @@ def main() -> None:
     try:
         app(args=expand_several(sys.argv[1:]), prog_name="ssl-mednet")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if speaks():  # of several processes, all of which meet the same error
+            print(f"error: {error}", file=sys.stderr, flush=True)
         if isinstance(error, Hung):
             sys.stdout.flush()
             os._exit(error.exit_code)  # an ordinary exit would wait for the threads that hang

@@ -20,6 +20,9 @@ def pretrain(
         typer.Option("--data", "-d", help="Folder, zip, tar, npz, file, phantoms:gray or phantoms:color."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; by default runs/NAME.")] = None,
+    devices: Annotated[
+        str | None, typer.Option("--devices", help="Processes on this machine: a number, or auto: one a GPU.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Resume with another recipe or other images than before.")
@@ -40,6 +43,8 @@ def pretrain(
     ssl-mednet pretrain --resume --out runs/mine
 
     ssl-mednet pretrain --resume --out runs/mine --allow-changes train.steps=20000
+
+    ssl-mednet pretrain --recipe mae_gray.yaml --devices 4
     """
     if replay is not None:
         from ssl_mednet.pretraining.replay import replay as run_again
@@ -48,13 +53,18 @@ def pretrain(
         return
     if data and len(data) > 1:
         raise UserError(f"pretrain takes one --data, not {len(data)}", "put them into one folder or archive")
+    if devices is not None:
+        overrides = [*(overrides or []), f"train.devices={devices}"]
     if recipe is not None:
         from ssl_mednet.recipe import read_recipe
 
         read_recipe(recipe, overrides)  # what is wrong in it is told before torch is loaded
     from ssl_mednet.pretraining.run import pretrain as run
+    from ssl_mednet.pretraining.world import speaks
 
     result = run(recipe, data[0] if data else None, out, resume, overrides, quiet, allow_changes)
+    if not speaks():
+        return
     if result.skipped:
         print(f"skipped {result.skipped} files that could not be used: {result.folder / 'quarantine.csv'}")
     if result.rotten:

@@ -94,6 +94,13 @@ class Method(nn.Module):
         views: the views it trains on; may be set on the instance where they depend on the settings.
         backbone_kinds: which of ``"cnn"`` and ``"vit"`` it can train.
         paper: where the method was published.
+        sees_batch: what in the loss is of the batch as a whole ("negatives"), so that accumulating several small
+            batches is not one large batch; empty where the loss is a mean over images.
+        across_processes: why the gradients of several processes, averaged, are not those of one process with the whole
+            batch; empty where they are, which the contract test checks.
+
+    A loss over embeddings can be split in two, so that a large batch goes through the net in chunks
+    (``optim.cache_chunk``): then ``training_step`` is ``compare(embed(views, batch), batch)``.
     """
 
     name: ClassVar[str] = ""
@@ -101,6 +108,8 @@ class Method(nn.Module):
     views: tuple[View, ...] = (View(), View())
     backbone_kinds: ClassVar[frozenset[str]] = frozenset({"cnn", "vit"})
     paper: ClassVar[str] = ""
+    sees_batch: ClassVar[str] = ""
+    across_processes: ClassVar[str] = ""
 
     def __init__(self, backbone: nn.Module, config: Any) -> None:
         super().__init__()
@@ -110,6 +119,23 @@ class Method(nn.Module):
     def training_step(self, views: list[Tensor], batch: Batch) -> StepOutput:
         """One step. ``views`` are ``[B, C, H, W]``, normalised, in the order of ``self.views``."""
         raise NotImplementedError
+
+    def embed(self, views: list[Tensor], batch: Batch) -> tuple[Tensor, ...]:
+        """What the loss needs of some images, each ``[B, ...]`` and of each image by itself; changes nothing."""
+        raise NotImplementedError
+
+    def compare(self, embedded: tuple[Tensor, ...], batch: Batch) -> StepOutput:
+        """The loss over what :meth:`embed` gave for all images of a batch."""
+        raise NotImplementedError
+
+    @classmethod
+    def can_split(cls) -> bool:
+        """Whether the step is split into :meth:`embed` and :meth:`compare`."""
+        return cls.embed is not Method.embed
+
+    def checkpoint_activations(self) -> None:
+        """Keep no activations inside the student's blocks; the backward pass makes them again."""
+        self.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
 
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step with the share of the training done, in (0, 1]; EMA updates go here."""

@@ -65,6 +65,9 @@ class MAE(Method):
         loss = nn.functional.mse_loss(predicted.float(), target.float())
         return StepOutput(loss=loss, embedding=encoded[:, self.num_prefix :].detach().mean(1))
 
+    def checkpoint_activations(self) -> None:
+        self._masked[0].set_grad_checkpointing(True)
+
     def random_mask(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Token positions to keep ``[B, prefix + K]`` (prefix tokens always) and to hide ``[B, M]``."""
         kept = max(1, int(self.num_patches * (1 - self.config.mask_ratio)))

@@ -26,6 +26,7 @@ class SimCLR(Method):
 
     Config = SimCLRConfig
     paper = "arXiv 2002.05709"
+    sees_batch = "negatives"
 
     def __init__(self, backbone: nn.Module, config: SimCLRConfig) -> None:
         super().__init__(backbone, config)
@@ -33,6 +34,12 @@ class SimCLR(Method):
         self.loss = NTXentLoss(temperature=config.temperature, gather_distributed=True)
 
     def training_step(self, views: list[Tensor], batch: Batch) -> StepOutput:
+        return self.compare(self.embed(views, batch), batch)
+
+    def embed(self, views: list[Tensor], batch: Batch) -> tuple[Tensor, ...]:
         h0, h1 = self.backbone(views[0]), self.backbone(views[1])  # [B, D]
-        z0, z1 = self.projection_head(h0), self.projection_head(h1)  # [B, output_dim]
-        return StepOutput(loss=self.loss(z0, z1), embedding=h0.detach())
+        return self.projection_head(h0), self.projection_head(h1), h0.detach()  # [B, output_dim] twice, [B, D]
+
+    def compare(self, embedded: tuple[Tensor, ...], batch: Batch) -> StepOutput:
+        z0, z1, h0 = embedded
+        return StepOutput(loss=self.loss(z0, z1), embedding=h0)

@@ -11,24 +11,38 @@ import torch
 
 from ssl_mednet.augment.views import ViewMaker
 from ssl_mednet.backbones.factory import backbone_args, backbone_kind, create_backbone
+from ssl_mednet.backbones.norm import repeat_without_trace, synchronise
 from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
 from ssl_mednet.errors import DataError, RecipeError
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
 from ssl_mednet.methods import METHODS, Method, View
 from ssl_mednet.pretraining.module import PretrainModule
+from ssl_mednet.pretraining.strategy import is_sharded
+from ssl_mednet.pretraining.world import World
 from ssl_mednet.recipe import Recipe
 
+ALONE = World()
 DEFAULT_EPOCHS = 100.0
 
 
-def build_module(recipe: Recipe, steps: int, mean: tuple[float, ...], std: tuple[float, ...]) -> PretrainModule:
+def build_module(
+    recipe: Recipe, steps: int, mean: tuple[float, ...], std: tuple[float, ...], world: World = ALONE
+) -> PretrainModule:
     """Backbone, method and views of a recipe, with weights that depend on the seed only."""
     torch.manual_seed(recipe.train.seed)
     cls = METHODS.get(recipe.method.name)
     backbone = create_backbone(recipe.backbone.name, model_args(recipe))
     method: Method = cls(backbone, cls.Config(**recipe.method.settings))
+    if recipe.backbone.checkpoint:
+        method.checkpoint_activations()
+    if recipe.backbone.checkpoint or recipe.optim.cache_chunk:
+        repeat_without_trace(method)
+    if world.size > 1 and recipe.train.sync_batchnorm:
+        synchronise(method, device_kind(recipe))
     views = build_views(recipe, method.views, mean, std)
-    return PretrainModule(recipe, method, views, steps, channels_last=backbone_kind(recipe.backbone.name) == "cnn")
+    sharded = is_sharded(recipe, world)
+    channels_last = backbone_kind(recipe.backbone.name) == "cnn" and not sharded  # only contiguous weights are sharded
+    return PretrainModule(recipe, method, views, steps, channels_last, sharded)
 
 
 def build_views(recipe: Recipe, specs: Sequence[View], mean: tuple[float, ...], std: tuple[float, ...]) -> ViewMaker:
@@ -90,6 +104,33 @@ def with_length(recipe: Recipe, images: int) -> Recipe:
     epochs = recipe.train.epochs or DEFAULT_EPOCHS
     steps = max(1, round(epochs * images / recipe.optim.batch_size))
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": steps, "epochs": None})})
+
+
+def device_kind(recipe: Recipe) -> str:
+    """Where a recipe trains: ``"cuda"``, ``"mps"`` or ``"cpu"``."""
+    wanted = {"gpu": "cuda"}.get(recipe.train.device, recipe.train.device)
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def processes_wanted(recipe: Recipe) -> int:
+    """How many processes a recipe wants on each node.
+
+    Raises:
+        RecipeError: more than there are GPUs, or several on a device that only one can use.
+    """
+    kind, wanted = device_kind(recipe), recipe.train.devices
+    there = torch.cuda.device_count() if kind == "cuda" else 1
+    if wanted == "auto":
+        return there
+    if wanted > there and kind != "cpu":
+        raise RecipeError(
+            f"train.devices={wanted}: there are {there} devices of kind {kind}", "train.device=cpu has more"
+        )
+    return wanted
 
 
 def resolve_precision(recipe: Recipe) -> str:

@@ -23,11 +23,11 @@ FREE = (
     "train.keep_checkpoints",
     "train.devices",
     "train.nodes",
-    "train.strategy",
 )
-SCHEDULE = ("train.steps", "optim.lr", "optim.warmup", "optim.min_lr")
+SCHEDULE = ("train.steps", "optim.lr", "optim.lr_scaling", "optim.base_batch", "optim.warmup", "optim.min_lr")
 # Another one of these has weights or moments of another kind: nothing of the checkpoint would be left.
-FIXED = ("backbone.", "data.channels", "method.name", "optim.name")
+# (ddp and fsdp number the states of the optimizer differently.)
+FIXED = ("backbone.", "data.channels", "method.name", "optim.name", "train.strategy")
 BATCHES = ("data.", "augment.", "optim.batch_size", "optim.accumulate", "train.seed")
 
 
@@ -91,7 +91,7 @@ def _rate(recipe: Recipe, step: int) -> float:
     steps = recipe.train.steps
     assert steps is not None
     optim: OptimSection = recipe.optim
-    return optim.lr * cosine_with_warmup(step, steps, round(optim.warmup * steps), optim.min_lr)
+    return optim.peak_lr * cosine_with_warmup(step, steps, round(optim.warmup * steps), optim.min_lr)
 
 
 def describe_data(corpus: Corpus, rows: np.ndarray) -> dict[str, Any]:

@@ -226,7 +226,7 @@ class Checkpoints(pl.Callback):
         assert isinstance(pl_module, PretrainModule)
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # between the batches of one update there is no state to go on from
-        if self.stop.agreed(trainer):
+        if self.stop.agreed():  # all stop after the same step, or those that go on would wait
             trainer.should_stop = True
         step = trainer.global_step
         if step % self.every == 0 or step == pl_module.total_steps or trainer.should_stop:

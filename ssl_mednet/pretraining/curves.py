@@ -58,11 +58,12 @@ class Curves(pl.Callback):
     def _values(module: PretrainModule, trainer: pl.Trainer) -> dict[str, float]:
         output = module.output
         assert output is not None
-        values = {"loss": float(output.loss.detach()), "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        averages = module.averages()  # over the processes; what follows of the embedding is of this one
+        values = {"loss": averages.pop("loss"), "lr": trainer.optimizers[0].param_groups[0]["lr"]}
         if module.gradient_norm is not None:
             values["gradient_norm"] = float(module.gradient_norm)
         values["skipped_steps"] = module.skipped_steps
-        values |= {name: float(value) for name, value in output.metrics.items()}
+        values |= averages
         if output.embedding is not None:
             values["feature_std"] = float(feature_std(output.embedding))
             values["rank_me"] = float(rank_me(output.embedding))

@@ -148,7 +148,8 @@ def memory_explained(recipe: Recipe, folder: Path) -> Iterator[None]:
         reason = (str(error).strip().splitlines() or ["no memory left"])[0]
         raise TrainingError(
             f"{folder}: out of memory with {said} backbone {recipe.backbone.name}: {reason}",
-            f"takes less: optim.accumulate={2 * optim.accumulate} (smaller batches at a time; contrastive losses then "
-            f"see fewer negatives), optim.batch_size={max(2, optim.batch_size // 2)}, train.precision=bf16, a smaller "
-            f"data.image_size or backbone; --resume --allow-changes goes on from the last checkpoint",
+            f"takes less: backbone.checkpoint=true, optim.cache_chunk={max(1, optim.batch_size // 8)} (the loss still "
+            f"sees the batch), optim.accumulate={2 * optim.accumulate} (it sees fewer negatives), "
+            f"optim.batch_size={max(2, optim.batch_size // 2)}, train.precision=bf16, a smaller data.image_size or "
+            f"backbone; --resume --allow-changes goes on from the last checkpoint",
         ) from error

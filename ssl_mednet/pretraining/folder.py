@@ -8,10 +8,10 @@ import platform
 import shutil
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
-from pytorch_lightning.utilities import rank_zero_only
 
 from ssl_mednet.data.corpus import QUARANTINE, Corpus
 from ssl_mednet.errors import RecipeError
@@ -41,11 +41,15 @@ def run_folder(recipe: Recipe, out: str | Path | None, resume: bool) -> Path:
     return folder
 
 
-@rank_zero_only
-def write_header(recipe: Recipe, folder: Path, corpus: Corpus, policies: dict[str, int]) -> None:
+def write_header(
+    recipe: Recipe, folder: Path, corpus: Corpus, policies: dict[str, int], update: dict[str, Any]
+) -> None:
     """The resolved recipe, the environment and the list of skipped files.
 
     The recipe that was there before, where it was another one, is kept as ``recipe.1.yaml`` and so on.
+
+    Args:
+        update: what one update is made of; see :func:`~ssl_mednet.pretraining.share.describe_update`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, text = folder / RECIPE, recipe.to_yaml()
@@ -64,6 +68,7 @@ def write_header(recipe: Recipe, folder: Path, corpus: Corpus, policies: dict[st
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "precision": resolve_precision(recipe),
+        "update": update,
         "images_by_policy": dict(policies),
         "packages": {name: metadata.version(name) for name in packages},
     }

@@ -15,6 +15,9 @@ from ssl_mednet.backbones.optim import cosine_with_warmup, create_optimizer
 from ssl_mednet.draws import Draws, stable_hash
 from ssl_mednet.imaging.batch import ImageBatch
 from ssl_mednet.methods import Batch, Method, StepOutput
+from ssl_mednet.pretraining.chunks import step_in_chunks
+from ssl_mednet.pretraining.processes import averaged
+from ssl_mednet.pretraining.strategy import shard, whole_norm
 from ssl_mednet.recipe import Recipe
 
 
@@ -31,6 +34,7 @@ class PretrainModule(pl.LightningModule):
     Args:
         total_steps: updates of the whole run.
         channels_last: memory layout for convolutions.
+        sharded: each process keeps a share of the weights only.
 
     Attributes:
         is_bad_update: asked between gradient and update; what it refuses is skipped. None: every update is made.
@@ -38,11 +42,17 @@ class PretrainModule(pl.LightningModule):
     """
 
     def __init__(
-        self, recipe: Recipe, method: Method, views: ViewMaker, total_steps: int, channels_last: bool = False
+        self,
+        recipe: Recipe,
+        method: Method,
+        views: ViewMaker,
+        total_steps: int,
+        channels_last: bool = False,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
         self.recipe, self.method, self.views = recipe, method, views
-        self.total_steps, self.channels_last = total_steps, channels_last
+        self.total_steps, self.channels_last, self.sharded = total_steps, channels_last, sharded
         self.output: StepOutput | None = None
         self.gradient_norm: Tensor | None = None
         self.is_bad_update: Callable[[], bool] | None = None
@@ -54,18 +64,37 @@ class PretrainModule(pl.LightningModule):
         step, images = batch
         seed = self.recipe.train.seed
         torch.manual_seed(stable_hash(seed, step, self.global_rank, "torch"))
-        views, info = self.prepare(step, images)
-        self.output = self.method.training_step(views, info)
+        size = self.recipe.optim.cache_chunk
+        if 0 < size < len(images):
+            chunks = [self.prepare(step, images.take(part)) for part in torch.arange(len(images)).split(size)]
+            self.output = step_in_chunks(self.method, chunks, self.about(step, images))
+        else:
+            self.output = self.method.training_step(*self.prepare(step, images))
         return self.output.loss
+
+    def averages(self) -> dict[str, float]:
+        """Loss and metrics of the last step, averaged over the processes; every process must ask."""
+        assert self.output is not None
+        return averaged({"loss": self.output.loss} | self.output.metrics)
+
+    def configure_model(self) -> None:
+        if self.sharded:
+            assert self.device_mesh is not None
+            shard(self.method, self.device_mesh["data_parallel"])
 
     def prepare(self, step: int, images: ImageBatch) -> tuple[list[Tensor], Batch]:
         """The views of a batch and what the method may know of it."""
-        draws = Draws(self.recipe.train.seed, step, images.rows, device=images.pixels.device)
-        views = self.views(images, draws)
+        info = self.about(step, images)
+        views = self.views(images, info.draws)
         if self.channels_last:
             views = [v.contiguous(memory_format=torch.channels_last) for v in views]
+        return views, info
+
+    def about(self, step: int, images: ImageBatch) -> Batch:
+        """What the method may know of a batch besides its views."""
+        draws = Draws(self.recipe.train.seed, step, images.rows, device=images.pixels.device)
         progress = step / (self.total_steps * self.recipe.optim.accumulate)
-        return views, Batch(images.rows, images.modality, draws, step, progress)
+        return Batch(images.rows, images.modality, draws, step, progress)
 
     def transfer_batch_to_device(
         self, batch: tuple[int, ImageBatch], device: torch.device, dataloader_idx: int
@@ -74,7 +103,7 @@ class PretrainModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optim = self.recipe.optim
-        optimizer = create_optimizer(self.method, optim.name, optim.lr, optim.weight_decay, dict(optim.options))
+        optimizer = create_optimizer(self.method, optim.name, optim.peak_lr, optim.weight_decay, dict(optim.options))
         factor = functools.partial(
             cosine_with_warmup,
             total=self.total_steps,
@@ -91,7 +120,7 @@ class PretrainModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         limit = self.recipe.optim.clip or float("inf")
-        self.gradient_norm = nn.utils.clip_grad_norm_(self.method.parameters(), limit)
+        self.gradient_norm = whole_norm(nn.utils.clip_grad_norm_(self.method.parameters(), limit))
         if self.is_bad_update is not None and self.is_bad_update():
             raise SkippedUpdate
 

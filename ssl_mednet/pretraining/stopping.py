@@ -7,10 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-import pytorch_lightning as pl
-import torch
-
 from ssl_mednet.errors import ResumeMe
+from ssl_mednet.pretraining.processes import largest
 
 # Ctrl-C, what a scheduler sends before it kills, and what it is told to send earlier (sbatch --signal=USR1@90).
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -23,7 +21,7 @@ class Stopped(ResumeMe):
         number: of the signal. Ctrl-C has the exit code 130, as everywhere; the others 75: start me again.
     """
 
-    def __init__(self, message: str, hint: str, number: int) -> None:
+    def __init__(self, message: str, hint: str = "", number: int = 0) -> None:
         super().__init__(message, hint)
         if number == signal.SIGINT:
             self.exit_code = 130
@@ -55,12 +53,9 @@ class StopSignals:
             raise KeyboardInterrupt
         self.received = self.received or number
 
-    def agreed(self, trainer: pl.Trainer) -> int:
-        """The signal that any process of the run has received, 0 for none; the same in all of them."""
-        if trainer.world_size == 1:
-            return self.received
-        number = torch.tensor(float(self.received), device=trainer.strategy.root_device)
-        self.received = int(trainer.strategy.reduce(number, reduce_op="max"))
+    def agreed(self) -> int:
+        """The signal that any process of the run has received, 0 for none; the same in all, each of which must ask."""
+        self.received = largest(self.received)
         return self.received
 
     def __exit__(

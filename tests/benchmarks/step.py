@@ -26,8 +26,8 @@ import torch
 from ssl_mednet.data.loader import BatchStream
 from ssl_mednet.pretraining.build import build_module, recipe_corpus
 from ssl_mednet.pretraining.curves import Curves
+from ssl_mednet.pretraining.fit import build_trainer, quiet_libraries
 from ssl_mednet.pretraining.module import PretrainModule
-from ssl_mednet.pretraining.run import _quiet_libraries, _trainer
 from ssl_mednet.recipe import Recipe, load_recipe
 
 SETUPS = {
@@ -88,9 +88,9 @@ def measure(name: str, alternations: int, block: int, batch: int) -> float:
     rows = corpus.rows("all")
     module = build_module(recipe, steps, *corpus.statistics(rows))
     timer = Alternate(block)
-    with tempfile.TemporaryDirectory() as folder, _quiet_libraries():
+    with tempfile.TemporaryDirectory() as folder, quiet_libraries():
         callbacks: list[pl.Callback] = [Curves(Path(folder), recipe.monitor.every), timer]
-        trainer = _trainer(recipe, Path(folder), steps, 0, callbacks)
+        trainer = build_trainer(recipe, Path(folder), steps, 0, callbacks)
         trainer.fit(module, BatchStream(corpus, rows, batch, recipe.train.seed))
     ratios = [b / o for b, o in zip(timer.bare, timer.ordinary, strict=False)]
     rate = block * batch / statistics.median(timer.ordinary)

@@ -16,7 +16,8 @@ from ssl_mednet.backbones import backbone_args, create_backbone, load_backbone
 from ssl_mednet.draws import Draws
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
 from ssl_mednet.methods import METHODS, Batch, Method
-from ssl_mednet.pretraining.run import Stopped, pretrain
+from ssl_mednet.pretraining.run import pretrain
+from ssl_mednet.pretraining.stopping import Stopped
 
 NETS = {"cnn": ("test_resnet", None), "vit": ("test_vit", 8)}
 SIZE = 32
