@@ -89,11 +89,11 @@ def _prepare(recipe: Recipe, out: str | Path | None, resume: bool, allow_changes
     recipe = with_weights(with_length(recipe, len(rows)), corpus)
     at = last_checkpoint(folder)
     step = at.step if at is not None else 0
+    notes = check_recipe(began_with(folder, at), recipe, folder, step, allow_changes)
+    notes += check_data(at, describe_data(corpus, rows), folder, allow_changes)
     if step >= (recipe.train.steps or 0) and (folder / BACKBONE).is_dir():
         hint = "train.steps=N --allow-changes goes on with it"
         raise UserError(f"{folder}: this run is finished ({step} steps)", hint)
-    notes = check_recipe(began_with(folder, at), recipe, folder, step, allow_changes)
-    notes += check_data(at, describe_data(corpus, rows), folder, allow_changes)
     for note in notes:
         warn(f"{folder}: {note}")
     return Job(recipe, folder, corpus, _held_out(recipe, corpus, rows, quiet), at, bool(notes))

@@ -142,7 +142,7 @@ def test_automatic_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for native, expected in ((True, "bf16-mixed"), (False, "32-true")):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
-        assert run_module.resolve_precision(recipe) == expected
+        assert build_module.resolve_precision(recipe) == expected
 
 
 def test_bf16_trains_too(tmp_path: Path) -> None:
