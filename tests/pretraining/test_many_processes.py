@@ -109,7 +109,7 @@ def check_same_training(run: Path, alone: Path) -> None:
 @pytest.mark.slow
 def test_four_processes_of_torchrun_go_on_where_two_were(killed: Any, alone: Path, tmp_path: Path) -> None:
     run = shutil.copytree(killed[0], tmp_path / "run")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=4", "--master-port=0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
     resumed = ["-m", "ssl_mednet.cli", "pretrain", "--resume", "--out", str(run), "train.devices=auto"]
     done = subprocess.run([*torchrun, *resumed], capture_output=True, text=True, check=False, timeout=170)
     assert done.returncode == 0, done.stderr
