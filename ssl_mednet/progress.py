@@ -13,6 +13,11 @@ from rich.progress import Progress as RichProgress
 _LOG_EVERY = 20.0  # seconds between lines where there is no terminal
 
 
+def warn(text: str) -> None:
+    """What a person should know though the work goes on; above the bar, and also where bars are off."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 class Progress:
     """Counts things done; shows rate, remaining time and a note. Writes to stderr, so that results can be piped.
 

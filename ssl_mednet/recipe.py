@@ -97,6 +97,9 @@ class TrainSection(Section):
     seed: int = Field(0, ge=0)
     device: str = Field("auto", description="auto, cpu, cuda, mps")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+    choose: Literal["last", "rank_me", "probe"] = Field(
+        "last", description="which weights become the backbone: the last, or those with the best RankMe or probe"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:
@@ -107,7 +110,12 @@ class TrainSection(Section):
 
 class MonitorSection(Section):
     every: int = Field(50, ge=1, description="steps between points of the curves")
-    pictures: int = Field(8, ge=0, description="images in the pictures a method draws (reconstructions); 0: none")
+    pictures: int = Field(8, ge=0, description="images in the pictures (views, reconstructions); 0: none")
+    probe: str = Field("", description="labelled set whose train and val rows the frozen encoder is tried on")
+    probe_every: int = Field(500, ge=1, description="steps between looks at the frozen encoder (probe, RankMe)")
+    probe_images: int = Field(2000, ge=4, description="train rows of the probe at most; half as many val rows")
+    probe_kind: Literal["knn", "linear"] = Field("knn", description="20 nearest neighbours, or a linear probe")
+    on_collapse: Literal["warn", "stop"] = Field("warn", description="when features collapse; stop keeps a checkpoint")
 
 
 class Recipe(Section):
@@ -260,6 +268,8 @@ def _check_together(recipe: Recipe) -> Recipe:
     from ssl_mednet.methods import METHODS
 
     data, backbone = recipe.data, recipe.backbone
+    if recipe.train.choose == "probe" and not recipe.monitor.probe:
+        raise RecipeError("train.choose 'probe' wants a labelled set", "monitor.probe=SET, or train.choose=rank_me")
     method = METHODS.get(recipe.method.name)
     settings = parse(method.Config, recipe.method.settings, "", prefix="method")
     channels = CHANNEL_COUNT[data.channels]

@@ -32,9 +32,10 @@ from ssl_mednet.pretraining.build import (
     with_length,
 )
 from ssl_mednet.pretraining.checkpoints import CHECKPOINT, Checkpoints, last_step
-from ssl_mednet.pretraining.curves import Curves, ProgressBar
+from ssl_mednet.pretraining.curves import ProgressBar
 from ssl_mednet.pretraining.folder import BACKBONE, RECIPE, check_same, run_folder, write_header
 from ssl_mednet.pretraining.module import PretrainModule
+from ssl_mednet.pretraining.monitor import Monitor, build_monitor
 from ssl_mednet.pretraining.pictures import Pictures
 from ssl_mednet.recipe import Recipe, load_recipe
 
@@ -121,18 +122,21 @@ def _run(
     stream.start = start * recipe.optim.accumulate
     checkpoints = Checkpoints(folder, recipe.train.checkpoint_every)
     bar = ProgressBar(recipe.name, quiet)
-    callbacks: list[pl.Callback] = [Curves(folder, recipe.monitor.every, start), checkpoints, bar]
+    preprocessing = Preprocessing(recipe.data.channels, recipe.data.image_size, mean, std)
+    monitor = build_monitor(recipe, folder, corpus, rows, preprocessing, stream, quiet)
+    callbacks: list[pl.Callback] = [*monitor.callbacks, checkpoints, bar]
     if recipe.monitor.pictures:
         shown = corpus.batch(rows[: recipe.monitor.pictures])
         callbacks.append(Pictures(folder, recipe.train.checkpoint_every, shown))
     trainer = _trainer(recipe, folder, steps, start, callbacks)
     checkpoint = folder / CHECKPOINT if start else None
-    trainer.fit(module, train_dataloaders=stream, ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(module, train_dataloaders=monitor.stream, ckpt_path=checkpoint, weights_only=True)
+    monitor.alarm.raise_if_stopped()
     if trainer.global_step < steps:
         step = trainer.global_step
         hint = f"go on with `ssl-mednet pretrain --resume --out {folder}`"
         raise Stopped(f"stopped at step {step} of {steps}, checkpoint written", hint)
-    _save(recipe, corpus, rows, held_out, module, folder, mean, std)
+    _save(recipe, corpus, rows, held_out, module, folder, preprocessing, monitor)
     return Result(folder, steps, len(rows), corpus.meta["skipped"], bar.images_per_second, policies)
 
 
@@ -170,15 +174,17 @@ def _save(
     held_out: dict[str, Any],
     module: PretrainModule,
     folder: Path,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    preprocessing: Preprocessing,
+    monitor: Monitor,
 ) -> None:
-    preprocessing = Preprocessing(recipe.data.channels, recipe.data.image_size, mean, std)
     licences = Counter(corpus.column("licence").take(rows).to_pylist())
     verdict = roll_up(licences)
+    assert recipe.train.steps is not None
+    encoder = module.method.encoder
     provenance = {
         "recipe": recipe.model_dump(mode="json"),
         "steps": recipe.train.steps,
+        "chosen": monitor.chosen(encoder, recipe.train.steps),
         "data": {
             "source": Path(recipe.data.source).name,
             "images": len(rows),
@@ -189,7 +195,6 @@ def _save(
             "publishing": [verdict.sentence, *verdict.conditions, DISCLAIMER],
         },
     }
-    encoder = module.method.encoder
     save_backbone(encoder, folder / BACKBONE, recipe.backbone.name, model_args(recipe), preprocessing, provenance)
 
 

@@ -89,7 +89,7 @@ def measure(name: str, alternations: int, block: int, batch: int) -> float:
     module = build_module(recipe, steps, *corpus.statistics(rows))
     timer = Alternate(block)
     with tempfile.TemporaryDirectory() as folder, _quiet_libraries():
-        callbacks: list[pl.Callback] = [Curves(Path(folder), recipe.monitor.every, 0), timer]
+        callbacks: list[pl.Callback] = [Curves(Path(folder), recipe.monitor.every), timer]
         trainer = _trainer(recipe, Path(folder), steps, 0, callbacks)
         trainer.fit(module, BatchStream(corpus, rows, batch, recipe.train.seed))
     ratios = [b / o for b, o in zip(timer.bare, timer.ordinary, strict=False)]
