@@ -21,6 +21,7 @@ def pretrain(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; by default runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    page: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the run folder.")] = True,
     quiet: Quiet = False,
 ) -> None:
     """Pretrain a backbone on unlabeled images.
@@ -47,6 +48,10 @@ def pretrain(
     print("augmented as " + ", ".join(f"{name} ({count})" for name, count in result.policies.items()))
     print(f"pretrained on {result.images} images, {result.steps} steps, {result.images_per_second:.0f} img/s")
     print(f"backbone:  {result.folder / 'backbone'}")
+    if page:
+        from ssl_mednet.reporting.build import report as write
+
+        print(f"report:    {write([result.folder], result.folder / 'report.html', tables=False)[0]}")
     print(f"curves:    tensorboard --logdir {result.folder}")
     print(f"next:      ssl-mednet evaluate --weights {result.folder} random: --data LABELLED")
 
