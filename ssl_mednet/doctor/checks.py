@@ -236,7 +236,9 @@ def _memory() -> tuple[float, float]:
     """Free and total bytes, of the machine or of the container where that is less."""
     try:
         text = Path("/proc/meminfo").read_text()
-        total, free = (1024.0 * int(re.findall(rf"^{n}:\s+(\d+)", text, re.MULTILINE)[0]) for n in _MEMINFO)
+        total, free = (
+            1024.0 * int(re.findall(rf"^{n}:\s+(\d+)", text, re.MULTILINE)[0]) for n in ("MemTotal", "MemAvailable")
+        )
     except (OSError, IndexError):
         total = free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     try:
@@ -245,6 +247,3 @@ def _memory() -> tuple[float, float]:
         return min(free, limit - used), min(total, limit)
     except (OSError, ValueError):
         return free, total
-
-
-_MEMINFO = ("MemTotal", "MemAvailable")
