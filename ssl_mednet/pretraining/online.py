@@ -52,11 +52,13 @@ def open_probe(recipe: Recipe, quiet: bool) -> Probe | None:
         return None
     store = Suite.model_fields["store_size"].default  # as evaluate does, so that both read one cache
     task = open_labelled(monitor.probe, CorpusSpec(recipe.data.channels, store, convert=recipe.data.convert), quiet)
-    chosen = []
-    for split, count in (("train", monitor.probe_images), ("val", monitor.probe_images // 2)):
+
+    def some(split: str, count: int) -> np.ndarray:
         rows = task.splits[split]
-        chosen.append(rows[np.sort(balanced(task.labels[rows], count))])
-    return Probe(task, *chosen, monitor.probe_kind)
+        return rows[np.sort(balanced(task.labels[rows], count))]
+
+    train, val = some("train", monitor.probe_images), some("val", monitor.probe_images // 2)
+    return Probe(task, train, val, monitor.probe_kind)
 
 
 def held_rows(rows: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ RECIPE: dict[str, Any] = {
     "data": {"source": "phantoms:gray?n=60", "channels": "gray", "image_size": 32},
     "backbone": {"name": "test_resnet"},
     "optim": {"batch_size": 16, "lr": 1e-3},
-    "train": {"steps": 60, "device": "cpu", "precision": "float32", "checkpoint_every": 1000},
+    "train": {"steps": 48, "device": "cpu", "precision": "float32", "checkpoint_every": 1000},
     "monitor": {"every": 2, "pictures": 0},
 }
 
@@ -28,7 +28,7 @@ def without_predictor(self: Any, views: list[torch.Tensor], batch: Batch) -> Ste
     """BYOL that compares the student with itself, with gradients on both sides."""
     h0, h1 = self.backbone(views[0]), self.backbone(views[1])
     z0, z1 = self.projection_head(h0), self.projection_head(h1)
-    return StepOutput(loss=(z0 - z1).pow(2).mean(), embedding=h0.detach())
+    return StepOutput(loss=-torch.cosine_similarity(z0, z1).mean(), embedding=h0.detach())
 
 
 def one_point(self: Any, views: list[torch.Tensor], batch: Batch) -> StepOutput:
@@ -53,7 +53,7 @@ def test_byol_without_predictor_and_stop_gradient_raises_the_alarm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe = plant(monkeypatch, "byol", without_predictor)
-    pretrain(recipe, out=tmp_path / "run", overrides=["optim.lr=0.01"], quiet=True)
+    pretrain(recipe, out=tmp_path / "run", quiet=True)
     assert [alarm["rule"] for alarm in alarms_of(tmp_path / "run")] == ["head"]
     told = capfd.readouterr().err
     assert told.count("warning: collapse at step") == 1
@@ -69,7 +69,7 @@ def test_a_backbone_that_gives_one_point_raises_the_alarm_and_stops_where_it_sho
     assert caught.value.exit_code == 5
     (alarm,) = alarms_of(tmp_path / "run")
     assert alarm["rule"] == "point"
-    assert 20 <= alarm["step"] < 60
+    assert 20 <= alarm["step"] < 48
     checkpoint = max((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
     assert torch.load(checkpoint, weights_only=True)["global_step"] == alarm["step"]
 
@@ -99,7 +99,7 @@ def test_a_common_mean_or_few_directions_alone_are_no_collapse() -> None:
     few = {"feature_std": 0.8, "effective_rank": 3.6}  # and on color ones
     assert all(healthy.judge(step, mean) == {} for step in range(20, 60, 5))
     assert all(healthy.judge(step, few) == {} for step in range(60, 100, 5))
-    both = [healthy.judge(step, {"feature_std": 0.1, "effective_rank": 3.6}) for step in range(100, 130, 5)]
+    both = [healthy.judge(step, {"feature_std": 0.1, "effective_rank": 2.5}) for step in range(100, 130, 5)]
     assert sum("directions" in told for told in both) == 1
     no_embedding: dict[str, float] = {"loss": 1.0}
     assert healthy.judge(200, no_embedding) == {}
