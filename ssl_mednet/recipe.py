@@ -142,6 +142,9 @@ class TrainSection(Section):
     )
     sync_batchnorm: bool = Field(True, description="BatchNorm over all processes, as one process would do it")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+    choose: Literal["last", "rank_me", "probe"] = Field(
+        "last", description="which weights become the backbone: the last, or those with the best RankMe or probe"
+    )
     keep_checkpoints: int = Field(2, ge=1, description="how many of the newest stay")
     max_bad_steps: int = Field(10, ge=1, description="updates in a row without a finite loss that end the run")
 
@@ -163,7 +166,12 @@ class TrainSection(Section):
 
 class MonitorSection(Section):
     every: int = Field(50, ge=1, description="steps between points of the curves")
-    pictures: int = Field(8, ge=0, description="images in the pictures a method draws (reconstructions); 0: none")
+    pictures: int = Field(8, ge=0, description="images in the pictures (views, reconstructions); 0: none")
+    probe: str = Field("", description="labelled set whose train and val rows the frozen encoder is tried on")
+    probe_every: int = Field(500, ge=1, description="steps between looks at the frozen encoder (probe, RankMe)")
+    probe_images: int = Field(2000, ge=4, description="train rows of the probe at most; half as many val rows")
+    probe_kind: Literal["knn", "linear"] = Field("knn", description="20 nearest neighbours, or a linear probe")
+    on_collapse: Literal["warn", "stop"] = Field("warn", description="when features collapse; stop keeps a checkpoint")
 
 
 class Recipe(Section):
@@ -316,6 +324,8 @@ def _check_together(recipe: Recipe) -> Recipe:
     from ssl_mednet.methods import METHODS
 
     data, backbone = recipe.data, recipe.backbone
+    if recipe.train.choose == "probe" and not recipe.monitor.probe:
+        raise RecipeError("train.choose 'probe' wants a labelled set", "monitor.probe=SET, or train.choose=rank_me")
     method = METHODS.get(recipe.method.name)
     settings = parse(method.Config, recipe.method.settings, "", prefix="method")
     channels = CHANNEL_COUNT[data.channels]

@@ -208,7 +208,7 @@ tags: [medical-imaging, self-supervised, {pre["channels"]}]
 | output | {config["num_features"]} features |
 | trained on | {data.get("source", "unknown")}: {data.get("images", "?")} images |
 | licences of the data | {licences or "not stated"} |
-| steps | {ours.get("steps", "?")} |
+| steps | {ours.get("steps", "?")}{_chosen(ours.get("chosen", {}))} |
 | sha256 | `{ours.get("sha256", "")}` |
 
 ```python
@@ -226,3 +226,10 @@ features = model(model.preprocessing(images))  # images [B, C, H, W] in [0, 1]
 
 Not a medical device; not for diagnosis. Evaluate on your own data before you draw conclusions.
 """
+
+
+def _chosen(said: dict[str, Any]) -> str:
+    """Which step the weights are of, where they are not the last ones, and why."""
+    if said.get("by", "last") == "last":
+        return ""
+    return f"; the weights are of step {said['step']}: best {said['why']} ({said['value']:.4g})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from typing import Annotated
 
@@ -32,3 +33,26 @@ def list_(
 
     for line in listing(what.value, pattern):
         print(line)
+
+
+@app.command()
+def doctor(
+    self_test: Annotated[
+        bool, typer.Option("--self-test/--no-self-test", help="Pretrain, resume and evaluate for ten seconds.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One object for programs to read.")] = False,
+) -> None:
+    """Look at this machine: devices, versions, disks, memory, and a ten-second self test.
+
+    Ends with 1 where something must be mended before anything works.
+    """
+    from ssl_mednet.doctor import report
+
+    checks = []
+    for check in report.examine(self_test):
+        checks.append(check)
+        if not as_json:
+            print("\n".join(report.lines(check, sys.stdout.isatty())), flush=True)
+    print(report.as_json(checks) if as_json else report.verdict(checks))
+    if any(check.state == "fail" for check in checks):
+        raise typer.Exit(1)

@@ -30,6 +30,7 @@ def pretrain(
     replay: Annotated[
         Path | None, typer.Option("--replay", help="Do a step again that went wrong: RUN/replay/step_N.")
     ] = None,
+    page: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the run folder.")] = True,
     quiet: Quiet = False,
 ) -> None:
     """Pretrain a backbone on unlabeled images.
@@ -74,6 +75,10 @@ def pretrain(
     print("augmented as " + ", ".join(f"{name} ({count})" for name, count in result.policies.items()))
     print(f"pretrained on {result.images} images, {result.steps} steps, {result.images_per_second:.0f} img/s")
     print(f"backbone:  {result.folder / 'backbone'}")
+    if page:
+        from ssl_mednet.reporting.build import report as write
+
+        print(f"report:    {write([result.folder], result.folder / 'report.html', tables=False)[0]}")
     print(f"curves:    tensorboard --logdir {result.folder}")
     print(f"next:      ssl-mednet evaluate --weights {result.folder} random: --data LABELLED")
 

@@ -1,32 +1,67 @@
-"""The curves of a run: a table and TensorBoard, and the bar that a person watches."""
+"""The curves of a run: tables and TensorBoard, and the bar that a person watches."""
 
 from __future__ import annotations
 
 import csv
+import resource
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
 
+from ssl_mednet.data.loader import BatchStream
 from ssl_mednet.files import replacing
-from ssl_mednet.pretraining.health import feature_std, rank_me
+from ssl_mednet.imaging.batch import ImageBatch
+from ssl_mednet.pretraining import health
 from ssl_mednet.pretraining.module import PretrainModule
+from ssl_mednet.pretraining.online import Online
 from ssl_mednet.progress import Progress, warn
 
-METRICS = "metrics.csv"
+METRICS, SPEED = "metrics.csv", "speed.csv"
+Rows = list[dict[str, str]]
 
 
 class Curves(pl.Callback):
     """Every ``every`` steps one row in ``metrics.csv`` and one point in TensorBoard.
 
-    The rows are part of every checkpoint: a resumed run writes the table anew from there.
+    ``loss``, ``lr``, ``gradient_norm``, what the method itself measures (``teacher_agreement``), the signs of
+    :mod:`.health` on its features and, where the method has a ``projection_head``, ``projection_std``: the spread of
+    what that gave last.
+
+    The rows are part of every checkpoint, so a resumed run writes the table anew from there; and they hold nothing but
+    what depends on the seed and the step, so the table of a run that was stopped equals that of one that was not. What
+    depends on the machine is in ``speed.csv``; see :class:`Speed`.
+
+    Args:
+        online: looks at the frozen encoder, whose values get a row too at their steps.
+
+    Attributes:
+        last, last_step: the values of the newest row, and its step; 0 before the first one of this process.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
-        self.path, self.every = folder / METRICS, every
-        self._rows: list[dict[str, str]] = []
+    def __init__(self, folder: Path, every: int, online: Online | None = None) -> None:
+        self.path, self.every, self.online = folder / METRICS, every, online
+        self.last: dict[str, float] = {}
+        self.last_step = 0
+        self._rows: Rows = []
+        self._projection: Tensor | None = None
         self._told = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, PretrainModule)
+        head = getattr(pl_module.method, "projection_head", None)
+        if isinstance(head, nn.Module):
+            head.register_forward_hook(self._see)
+
+    def _see(self, head: nn.Module, inputs: Any, projection: Any) -> None:
+        if isinstance(projection, Tensor) and projection.ndim == 2:
+            self._projection = projection.detach()
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self._rows}
@@ -39,23 +74,26 @@ class Curves(pl.Callback):
     ) -> None:
         step = trainer.global_step
         assert isinstance(pl_module, PretrainModule)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # between the batches of one update
+        looked = self.online is not None and self.online.is_due(step, pl_module.total_steps)
         new = not self._rows or step > int(self._rows[-1]["step"])
-        if not new or not (step % self.every == 0 or step == 1 or step == pl_module.total_steps):
+        if not new or not (step % self.every == 0 or step in (1, pl_module.total_steps) or looked):
             return
-        values = self._values(pl_module, trainer)
-        self._rows.append({"step": str(step)} | {k: f"{v:.6g}" for k, v in values.items()})
+        self.last_step, self.last = step, self._values(pl_module, trainer)
+        if looked and self.online is not None:
+            self.last |= self.online.values_at(step)
+        self._rows.append(_row(step, self.last))
         try:
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step)
+            _log(trainer, self.last, step)
             if trainer.is_global_zero:
-                self._write()
+                _write(self.path, self._rows)
         except OSError as error:  # a full disk; the rows are kept, and written with the next
             if not self._told:
                 warn(f"curves not written: {error}; the run goes on")
             self._told = True
 
-    @staticmethod
-    def _values(module: PretrainModule, trainer: pl.Trainer) -> dict[str, float]:
+    def _values(self, module: PretrainModule, trainer: pl.Trainer) -> dict[str, float]:
         output = module.output
         assert output is not None
         averages = module.averages()  # over the processes; what follows of the embedding is of this one
@@ -65,16 +103,101 @@ class Curves(pl.Callback):
         values["skipped_steps"] = module.skipped_steps
         values |= averages
         if output.embedding is not None:
-            values["feature_std"] = float(feature_std(output.embedding))
-            values["rank_me"] = float(rank_me(output.embedding))
+            values |= health.signs(output.embedding)
+        if self._projection is not None:
+            values["projection_std"] = float(health.feature_std(self._projection))
         return values
 
-    def _write(self) -> None:
-        names = list(dict.fromkeys(name for row in self._rows for name in row))
-        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names, restval="")
-            writer.writeheader()
-            writer.writerows(self._rows)
+
+class TimedStream:
+    """A stream that knows how long it was waited for.
+
+    Attributes:
+        seconds: so far, over all batches.
+    """
+
+    def __init__(self, stream: BatchStream) -> None:
+        self.stream, self.seconds = stream, 0.0
+
+    def __iter__(self) -> Iterator[tuple[int, ImageBatch]]:
+        with closing(iter(self.stream)) as batches:  # type: ignore[type-var]
+            while True:
+                began = time.perf_counter()
+                item = next(batches)
+                self.seconds += time.perf_counter() - began
+                yield item
+
+
+class Speed(pl.Callback):
+    """Every ``every`` steps one row in ``speed.csv`` and in TensorBoard: means since the row before, of this process.
+
+    ``images_per_second`` over all processes; ``data_share``: of the time, how much was spent waiting for the loader;
+    ``look_share``: and how much looking at the frozen encoder; ``memory_gb``: resident set; ``gpu_memory_gb``: the most
+    that torch held on the GPU. 1 GB is 1e9 bytes.
+    """
+
+    def __init__(self, folder: Path, every: int, stream: TimedStream, online: Online | None = None) -> None:
+        self.path, self.every, self.stream, self.online = folder / SPEED, every, stream, online
+        self._rows: Rows = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step and self.path.is_file():
+            with self.path.open(newline="") as file:
+                self._rows = [row for row in csv.DictReader(file) if int(row["step"]) <= trainer.global_step]
+        self._mark(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, PretrainModule)
+        step = trainer.global_step
+        if step == self._step or not (step % self.every == 0 or step == pl_module.total_steps):
+            return
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        values = {
+            "images_per_second": (step - self._step) * pl_module.recipe.optim.batch_size / seconds,
+            "data_share": (self.stream.seconds - self._waited) / seconds,
+            "memory_gb": resident_bytes() / 1e9,
+        }
+        if self.online:
+            values["look_share"] = (self.online.seconds - self._looked) / seconds
+        if pl_module.device.type == "cuda":
+            values["gpu_memory_gb"] = torch.cuda.max_memory_allocated(pl_module.device) / 1e9
+        _log(trainer, values, step)
+        self._rows.append(_row(step, values))
+        if trainer.is_global_zero:
+            _write(self.path, self._rows)
+        self._mark(step)
+
+    def _mark(self, step: int) -> None:
+        self._step, self._began, self._waited = step, time.perf_counter(), self.stream.seconds
+        self._looked = self.online.seconds if self.online else 0.0
+
+
+def resident_bytes() -> int:
+    """Memory of this process; where the system does not say it, the most it ever had."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+
+
+def _row(step: int, values: dict[str, float]) -> dict[str, str]:
+    return {"step": str(step)} | {name: f"{value:.6g}" for name, value in values.items()}
+
+
+def _log(trainer: pl.Trainer, values: dict[str, float], step: int) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step)
+
+
+def _write(path: Path, rows: Rows) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 class ProgressBar(pl.Callback):

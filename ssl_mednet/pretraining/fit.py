@@ -27,10 +27,11 @@ from ssl_mednet.errors import TrainingError
 from ssl_mednet.pretraining.build import ALONE, build_module, device_kind, model_args, recipe_rows, resolve_precision
 from ssl_mednet.pretraining.changes import amend, check_shapes, describe_data
 from ssl_mednet.pretraining.checkpoints import Checkpoint, Checkpoints
-from ssl_mednet.pretraining.curves import Curves, ProgressBar
+from ssl_mednet.pretraining.curves import ProgressBar
 from ssl_mednet.pretraining.faults import BadSteps
 from ssl_mednet.pretraining.folder import BACKBONE, RottenRows, write_header
 from ssl_mednet.pretraining.module import PretrainModule
+from ssl_mednet.pretraining.monitor import Monitor, build_monitor
 from ssl_mednet.pretraining.pictures import Pictures
 from ssl_mednet.pretraining.processes import Environment
 from ssl_mednet.pretraining.share import describe_update, words
@@ -96,6 +97,11 @@ def fit(job: Job, world: World, quiet: bool) -> Result:
     stream = _stream(recipe, corpus, rows, world, rotten)
     stream.start = start * recipe.optim.accumulate
     module = build_module(recipe, steps, mean, std, world)
+    # Random crops enlarge what they show, so the whole image is best seen at a larger size than that of the views
+    # (Touvron et al. 2019, arXiv 1906.06423).
+    size = recipe.data.used_size or recipe.data.image_size
+    preprocessing = Preprocessing(recipe.data.channels, size, mean, std)
+    monitor = build_monitor(recipe, folder, corpus, rows, preprocessing, stream, quiet)
     if job.at is not None and job.changed:
         check_shapes(module, job.at)
     policies = Counter[str]()
@@ -109,7 +115,7 @@ def fit(job: Job, world: World, quiet: bool) -> Result:
     trained_on, train = describe_data(corpus, rows), recipe.train
     bar = ProgressBar(recipe.name, quiet)
     bad_steps = BadSteps(folder, train.max_bad_steps, trained_on)
-    callbacks: list[pl.Callback] = [bad_steps, Curves(folder, recipe.monitor.every), bar]
+    callbacks: list[pl.Callback] = [bad_steps, *monitor.callbacks, bar]
     if recipe.monitor.pictures and not module.sharded:  # they are drawn by one process, which needs all weights
         shown = stream.replacements.batch(rows[: recipe.monitor.pictures], None)
         callbacks.append(Pictures(folder, train.checkpoint_every, shown))
@@ -118,14 +124,15 @@ def fit(job: Job, world: World, quiet: bool) -> Result:
         amended = amend if job.changed else None
         checkpoints = Checkpoints(folder, train.checkpoint_every, train.keep_checkpoints, section, stop, amended)
         trainer = build_trainer(recipe, folder, steps, start, [*callbacks, checkpoints], world)
-        _train(trainer, module, stream, job.at, stop)
+        _train(trainer, module, monitor, job.at, stop)
+        monitor.alarm.raise_if_stopped()
         if trainer.global_step < steps:
             step, go_on = trainer.global_step, f"go on with `ssl-mednet pretrain --resume --out {folder}`"
             written = checkpoints.failure and f"{checkpoints.failure}; {checkpoints.state}"
             raise Stopped(f"stopped at step {step} of {steps}, {written or 'checkpoint written'}", go_on, stop.received)
         encoder = _whole_encoder(module)
         if world.first:
-            _finish(job, rows, encoder, mean, std, checkpoints)
+            _finish(job, rows, encoder, preprocessing, monitor, checkpoints)
     done = corpus.meta["skipped"], bar.images_per_second, policies, rotten.count, module.skipped_steps
     return Result(folder, steps, len(rows), *done)
 
@@ -147,10 +154,10 @@ def _stream(recipe: Recipe, corpus: Corpus, rows: np.ndarray, world: World, rott
 
 
 def _train(
-    trainer: pl.Trainer, module: PretrainModule, stream: BatchStream, at: Checkpoint | None, stop: StopSignals
+    trainer: pl.Trainer, module: PretrainModule, monitor: Monitor, at: Checkpoint | None, stop: StopSignals
 ) -> None:
     try:
-        trainer.fit(module, train_dataloaders=stream, ckpt_path=at.path if at else None, weights_only=True)
+        trainer.fit(module, train_dataloaders=monitor.stream, ckpt_path=at.path if at else None, weights_only=True)
     except SystemExit:  # the trainer's answer to a second Ctrl-C
         if stop.received:
             raise KeyboardInterrupt from None
@@ -161,8 +168,8 @@ def _finish(
     job: Job,
     rows: np.ndarray,
     encoder: nn.Module,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    preprocessing: Preprocessing,
+    monitor: Monitor,
     checkpoints: Checkpoints,
 ) -> None:
     """The artifact; and an error where the disk did not take it, or not the last checkpoint.
@@ -172,7 +179,7 @@ def _finish(
     """
     failures = [checkpoints.failure] if checkpoints.failure else []
     try:
-        _save(job.recipe, job.corpus, rows, job.held_out, encoder, job.folder, mean, std)
+        _save(job, rows, encoder, preprocessing, monitor)
     except (OSError, SafetensorError) as error:
         failures.append(f"backbone not written: {error}")
     if failures:
@@ -204,36 +211,26 @@ def build_trainer(
     )
 
 
-def _save(
-    recipe: Recipe,
-    corpus: Corpus,
-    rows: np.ndarray,
-    held_out: dict[str, Any],
-    encoder: nn.Module,
-    folder: Path,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> None:
-    # Random crops enlarge what they show, so the whole image is best seen at a larger size than that of the views
-    # (Touvron et al. 2019, arXiv 1906.06423).
-    size = recipe.data.used_size or recipe.data.image_size
-    preprocessing = Preprocessing(recipe.data.channels, size, mean, std)
+def _save(job: Job, rows: np.ndarray, encoder: nn.Module, preprocessing: Preprocessing, monitor: Monitor) -> None:
+    recipe, corpus = job.recipe, job.corpus
+    assert recipe.train.steps is not None
     licences = Counter(corpus.column("licence").take(rows).to_pylist())
     verdict = roll_up(licences)
     provenance = {
         "recipe": recipe.model_dump(mode="json"),
         "steps": recipe.train.steps,
+        "chosen": monitor.chosen(encoder, recipe.train.steps),
         "data": {
             "source": Path(recipe.data.source).name,
             "images": len(rows),
             "modalities": corpus.modalities(rows),
             "fingerprint": corpus.meta["fingerprint"],
-            "held_out": held_out,
+            "held_out": job.held_out,
             "licences": {licence or "not stated": count for licence, count in licences.most_common()},
             "publishing": [verdict.sentence, *verdict.conditions, DISCLAIMER],
         },
     }
-    save_backbone(encoder, folder / BACKBONE, recipe.backbone.name, model_args(recipe), preprocessing, provenance)
+    save_backbone(encoder, job.folder / BACKBONE, recipe.backbone.name, model_args(recipe), preprocessing, provenance)
 
 
 def _whole_encoder(module: PretrainModule) -> nn.Module:

@@ -26,6 +26,8 @@ def check_share(recipe: Recipe, world: World) -> None:
     optim = recipe.optim
     if recipe.train.strategy == "fsdp" and world.size == 1:
         raise RecipeError("train.strategy=fsdp shares weights, but there is one process", "train.devices=N starts N")
+    if recipe.train.strategy == "fsdp" and (recipe.monitor.probe or recipe.train.choose != "last"):
+        raise RecipeError("looks at the encoder want all its weights in one process", "use train.strategy=ddp")
     if optim.batch_size % (optim.accumulate * world.size):
         passes = f" in {optim.accumulate} passes" if optim.accumulate > 1 else ""
         fits = max(1, optim.batch_size // (optim.accumulate * world.size)) * optim.accumulate * world.size

@@ -23,7 +23,19 @@ _CURVES = {
     "lr": "learning rate",
     "gradient_norm": "norm of the gradient",
     "feature_std": "spread of the features (1: over the whole sphere, 0: collapsed)",
-    "rank_me": "effective rank of the features",
+    "effective_rank": "effective rank (directions in which images differ)",
+    "rank_me": "RankMe (the same with what all images share)",
+    "alpha_req": "alpha-ReQ (fall of the spectrum: near 1 rich, far above 1 few directions)",
+    "projection_std": "spread of the projections (0: the head has collapsed)",
+    "teacher_agreement": "agreement with the teacher (mean cosine)",
+    "held_rank_me": "RankMe on fixed images (which the choice of weights may follow)",
+    "probe_auroc": "probe: AUROC on val",
+    "probe_balanced_accuracy": "probe: balanced accuracy on val",
+    "images_per_second": "images a second",
+    "data_share": "waiting for images (share of the time)",
+    "look_share": "looking at the encoder (share of the time)",
+    "memory_gb": "memory, GB",
+    "gpu_memory_gb": "GPU memory, GB (the most that was held)",
 }
 
 
@@ -225,11 +237,11 @@ def histories(task: Task) -> list[Panel]:
 
 
 def training_curves(run: PretrainingRun, anchor: str) -> list[Panel]:
-    """Every column of ``metrics.csv`` over the steps; what training is about comes first."""
-    panels = []
-    order = [*_CURVES, *run.curves]
-    for column in sorted(run.curves, key=order.index):
-        steps, values = run.curves[column]
+    """Every column of ``metrics.csv`` and ``speed.csv`` over the steps; what training is about comes first."""
+    panels, curves = [], run.curves | run.speed
+    order = [*_CURVES, *curves]
+    for column in sorted(curves, key=order.index):
+        steps, values = curves[column]
         title = _CURVES.get(column, column.replace("_", " "))
         said = AxisText(title.partition(" (")[0], "step", "", f"{title} over the steps of {run.name}")
         drawn = [Line(steps, values, 0)]

@@ -141,6 +141,22 @@ def test_a_run_stopped_in_the_middle_ends_with_the_same_bits_and_loads_into_plai
 
 
 @every
+def test_a_healthy_run_raises_no_alarm_of_collapse(name: str, channels: str, kind: str, tmp_path: Path) -> None:
+    net, patch = NETS[kind]
+    recipe = {
+        "name": "healthy",
+        "data": {"source": f"phantoms:{channels}?n=60", "channels": channels, "image_size": SIZE},
+        "backbone": {"name": net} | ({"patch_size": patch} if patch else {}),
+        "method": {"name": name},
+        "optim": {"batch_size": 16, "lr": 1e-3},
+        "train": {"steps": 40, "checkpoint_every": 100, "device": "cpu", "precision": "float32"},
+        "monitor": {"every": 2, "pictures": 0},
+    }
+    pretrain(recipe, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "alarms.json").exists()
+
+
+@every
 def test_views_from_the_view_maker_fit(name: str, channels: str, kind: str) -> None:
     method = build(name, channels, kind)
     count = CHANNEL_COUNT[channels]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from ssl_mednet import load_backbone, pretrain
 from ssl_mednet.errors import RecipeError, UserError
-from ssl_mednet.pretraining import run as run_module
+from ssl_mednet.pretraining import build as build_module_of
 from ssl_mednet.pretraining.health import feature_std, rank_me
 from ssl_mednet.recipe import load_recipe
 from ssl_mednet.shipped import list_shipped
@@ -142,7 +142,7 @@ def test_automatic_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for native, expected in ((True, "bf16-mixed"), (False, "32-true")):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
-        assert build_module.resolve_precision(recipe) == expected
+        assert build_module_of.resolve_precision(recipe) == expected
 
 
 def test_bf16_trains_too(tmp_path: Path) -> None:

@@ -200,3 +200,24 @@ def test_out_must_be_a_page_that_can_be_written(results: Path, tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         report([results], tmp_path / "file" / "report.html")
+
+
+def test_a_run_shows_its_alarms_its_faults_and_how_fast_it_was(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    quiet = report([run], tmp_path / "quiet.html")[0].read_text()
+    assert "Alarms" not in quiet
+    assert "No alarm" not in quiet  # it has no curve that an alarm could have judged
+    alarm = {"step": 40, "rule": "point", "said": "all <images> have the same features", "advice": "lower optim.lr"}
+    (run / "alarms.json").write_text(json.dumps([alarm]))
+    (run / "speed.csv").write_text("step,images_per_second,data_share\n50,812.5,0.031\n100,820,0.02\n")
+    (run / "metrics.csv").write_text("step,loss,effective_rank,skipped_steps\n50,1.5,9.25,0\n100,1.2,9.5,2\n")
+    (run / "quarantine.csv").write_text('path,reason,reader\na.png,"broken, cut off",raster\nb.png,empty,raster\n')
+    page = report([run], tmp_path / "loud.html")[0].read_text()
+    assert "all &lt;images&gt; have the same features" in page
+    assert "lower optim.lr" in page
+    assert "2 updates were skipped" in page
+    assert "2 images could not be used" in page
+    assert "waiting for images" in page
+    (run / "alarms.json").write_text('{"step": 40}')
+    with pytest.raises(UserError, match=r"alarms\.json"):
+        report([run], tmp_path / "broken.html")
