@@ -105,6 +105,16 @@ def test_a_common_mean_or_few_directions_alone_are_no_collapse() -> None:
     assert healthy.judge(200, no_embedding) == {}
 
 
+def test_projections_are_judged_against_their_own_start() -> None:
+    rest = {"feature_std": 0.8, "effective_rank": 20.0}
+    low, fell = CollapseRules(warmup=20), CollapseRules(warmup=20)
+    low.judge(1, rest | {"projection_std": 0.4})  # a head that never spread far
+    assert all(low.judge(step, rest | {"projection_std": 0.4}) == {} for step in range(20, 60, 5))
+    fell.judge(1, rest | {"projection_std": 0.9})
+    told = [fell.judge(step, rest | {"projection_std": 0.3}) for step in range(20, 60, 5)]
+    assert [list(one) for one in told if one] == [["head"]]
+
+
 def test_an_alarm_survives_a_checkpoint(tmp_path: Path) -> None:
     from ssl_mednet.pretraining.alarm import CollapseAlarm
     from ssl_mednet.pretraining.curves import Curves
