@@ -32,7 +32,7 @@ LATENCY = 20e-6  # seconds to start one all-reduce
 CORES = 14  # of the CPUs for each GPU: 112 on a DGX H100
 BUCKET = 25e6  # bytes that DDP reduces at a time
 PRICE = (2.0, 5.0)  # dollars an H100 hour: list prices of 2026, long-tail clouds to hyperscalers
-LOADER = 560.0  # images/s and core, as measured for eval/scaling.md
+LOADER = 2098.0  # images/s and core, as measured for eval/scaling.md
 JITTER, AHEAD, SIMULATED = 0.15, 2, 300
 GPUS = (1, 8, 64)
 SIDE, STORED = 224, 256
@@ -256,7 +256,7 @@ def main() -> None:
         figures["recipes"][name] = {"gflop": one.flops / 1e9, "gradient_mb": one.gradients / 1e6, "rows": rows}
         for row in rows:
             cells = [name, f"{one.flops / 1e9:.1f}", f"{one.gradients / 1e6:.0f} MB", str(row["gpus"])]
-            cells += [_span(row[key], "{:,.1f}") for key in ("days",)]
+            cells += [_span(row[key], "{:,.2f}") for key in ("days",)]
             cells += [_span(row[key], "{:,.0f}") for key in ("gpu_hours", "dollars", "images_per_second", "cores")]
             cells += [_span(row[key], "{:.1%}") for key in ("waiting", "exposed")]
             print("| " + " | ".join(cells) + " |")
