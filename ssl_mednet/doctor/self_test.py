@@ -94,7 +94,7 @@ def _evaluation(work: Path) -> Check:
     from ssl_mednet.evaluation.run import evaluate
 
     more = ["protocols=[knn]", "resamples=0", "gallery=0"]
-    source = f"phantoms:gray?n={IMAGES}"
+    source = f"phantoms:gray?n={IMAGES}&label=modality"
     rows = evaluate([str(work / "whole")], data=source, out=work / "results", overrides=more, quiet=True).rows
     auroc = next(row for row in rows if row["protocol"] == "knn")["metrics"]["auroc"]["value"]
     said = f"nearest neighbours tell phantoms apart: AUROC {auroc:.2f}"

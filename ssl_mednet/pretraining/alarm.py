@@ -6,14 +6,14 @@ behind it stays what it was; and of features that are one point the effective ra
 three rules, each about values that hold for ``SUSTAINED`` points of the curves in a row, after the warm-up:
 
 - ``point``: the spread of the features is below ``POINT``: all images have become one.
-- ``head``: the spread of the projections is below ``HEAD`` though that of the features is not: the loss is solved by
-  seeing no difference, and the backbone learns nothing any more.
+- ``head``: the spread of the projections is below ``HEAD`` and below that share of what it was: the loss is being
+  solved by seeing no difference, though the features behind the head may keep theirs.
 - ``directions``: since the first point the effective rank has fallen to less than ``RANK`` of what it was, and the
   spread to less than ``SPREAD``: few directions are left, and images lie closer in them.
 
 The thresholds lie between what short healthy and deliberately broken runs of SimCLR, BYOL and MAE reach on phantoms and
 real images: healthy features keep a spread above 0.045 and a rank above 0.24 of the first, healthy projections a spread
-above 0.85; BYOL without predictor brings that to 0.06, and with a rate of 3 the rank to 0.14 of the first.
+above 0.88; BYOL without predictor brings that to 0.06, with a rate of 3 to 0.38, and the rank to 0.14 of the first.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from ssl_mednet.pretraining.module import PretrainModule
 from ssl_mednet.progress import warn
 
 ALARMS = "alarms.json"
-POINT, HEAD, RANK, SPREAD = 0.01, 0.2, 0.2, 0.5
+POINT, HEAD, RANK, SPREAD = 0.01, 0.5, 0.2, 0.5
 SUSTAINED, FIRST_STEP = 3, 20
+_JUDGED = ("feature_std", "effective_rank", "projection_std")
 ADVICE = {
     "point": "lower optim.lr or lengthen optim.warmup; see whether the views in pictures/ still show the image",
     "head": "check that predictor and stop-gradient are there; raise method.momentum or lower optim.lr",
@@ -67,7 +68,7 @@ class CollapseRules:
         if "feature_std" not in values:
             return {}
         if not self.first:
-            self.first = {k: values[k] for k in ("feature_std", "effective_rank")}
+            self.first = {k: values[k] for k in _JUDGED if k in values}
         told = {}
         for rule, sentence in self._rules(values).items():
             self.held[rule] = self.held.get(rule, 0) + 1 if sentence and step >= self.warmup else 0
@@ -77,16 +78,17 @@ class CollapseRules:
 
     def _rules(self, now: dict[str, float]) -> dict[str, str]:
         """A sentence for each rule that holds, else an empty string."""
-        spread, rank, head = now["feature_std"], now["effective_rank"], now.get("projection_std")
+        spread, rank = now["feature_std"], now["effective_rank"]
+        head, first_head = (values.get("projection_std", 1.0) for values in (now, self.first))
         fallen = rank < RANK * self.first["effective_rank"] and spread < SPREAD * self.first["feature_std"]
         few = (
             f"the effective rank of the features has fallen from {self.first['effective_rank']:.1f} to {rank:.1f} and "
             f"their spread from {self.first['feature_std']:.2f} to {spread:.2g}"
         )
-        same_head = head is not None and head < HEAD and spread >= POINT
+        same_head = head < HEAD * min(first_head, 1.0) and spread >= POINT
         return {
             "point": f"all images have the same features (spread {spread:.2g})" if spread < POINT else "",
-            "head": f"all images have the same projection (spread {head:.2g})" if same_head else "",
+            "head": f"the projections of all images fall together (spread {head:.2g})" if same_head else "",
             "directions": few if fallen and spread >= POINT else "",
         }
 

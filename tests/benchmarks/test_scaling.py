@@ -61,5 +61,12 @@ def test_counted_flops_are_those_of_the_architecture() -> None:
     assert 2 * 2.5 * forward < one.flops < 2 * 3.3 * forward
 
 
+def test_a_grouped_convolution_counts_its_own_channels_only() -> None:
+    shapes = [2, 32, 8, 8], [2, 32, 8, 8], [32, 1, 7, 7]
+    depthwise = scaling.convolution_backward_flops(*shapes, [True, True, False])
+    assert depthwise == 2 * 2 * (2 * 32 * 8 * 8) * 49  # two gradients, 49 multiplications and additions a pixel
+    assert scaling.convolution_backward_flops(*shapes, [False, True, False]) == depthwise / 2
+
+
 def test_mlperf_is_recomputed_from_its_time() -> None:
     assert scaling.mlperf_utilisation(flops=scaling.PEAK * 60 / 1_281_167, minutes=1, gpus=1, epochs=1) == 1.0

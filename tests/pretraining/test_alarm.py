@@ -39,6 +39,21 @@ def one_point(self: Any, views: list[torch.Tensor], batch: Batch) -> StepOutput:
     return StepOutput(loss=z.pow(2).mean(), embedding=h.detach())
 
 
+def one_direction(step: Any) -> Any:
+    """What ``step`` does, its features losing all directions but one in the course of the run."""
+
+    def training_step(self: Any, views: list[torch.Tensor], batch: Batch) -> StepOutput:
+        output = step(self, views, batch)
+        assert output.embedding is not None
+        h = output.embedding
+        mean, lost = h.mean(0), min(1.0, 2 * batch.progress)
+        axis = torch.nn.functional.normalize(torch.ones_like(mean), dim=0)
+        along = ((h - mean) @ axis)[:, None] * axis
+        return StepOutput(output.loss, output.metrics, mean + along + (1 - lost) * (h - mean - along))
+
+    return training_step
+
+
 def alarms_of(run: Path) -> list[dict[str, Any]]:
     path = run / "alarms.json"
     return json.loads(path.read_text()) if path.exists() else []
@@ -74,10 +89,12 @@ def test_a_backbone_that_gives_one_point_raises_the_alarm_and_stops_where_it_sho
     assert torch.load(checkpoint, weights_only=True)["global_step"] == alarm["step"]
 
 
-def test_a_rate_that_is_far_too_high_raises_the_alarm(tmp_path: Path) -> None:
-    recipe = RECIPE | {"method": {"name": "byol"}}
-    pretrain(recipe, out=tmp_path / "run", overrides=["optim.lr=3", "optim.clip=0"], quiet=True)
-    assert alarms_of(tmp_path / "run")
+def test_features_that_shrink_into_one_direction_raise_the_alarm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = plant(monkeypatch, "byol", one_direction(METHODS.get("byol").training_step))
+    pretrain(recipe, out=tmp_path / "run", quiet=True)
+    assert [alarm["rule"] for alarm in alarms_of(tmp_path / "run")] == ["directions"]
 
 
 def test_a_rule_must_hold_for_some_points_after_the_warm_up_and_is_told_once() -> None:
@@ -103,6 +120,16 @@ def test_a_common_mean_or_few_directions_alone_are_no_collapse() -> None:
     assert sum("directions" in told for told in both) == 1
     no_embedding: dict[str, float] = {"loss": 1.0}
     assert healthy.judge(200, no_embedding) == {}
+
+
+def test_projections_are_judged_against_their_own_start() -> None:
+    rest = {"feature_std": 0.8, "effective_rank": 20.0}
+    low, fell = CollapseRules(warmup=20), CollapseRules(warmup=20)
+    low.judge(1, rest | {"projection_std": 0.4})  # a head that never spread far
+    assert all(low.judge(step, rest | {"projection_std": 0.4}) == {} for step in range(20, 60, 5))
+    fell.judge(1, rest | {"projection_std": 0.9})
+    told = [fell.judge(step, rest | {"projection_std": 0.3}) for step in range(20, 60, 5)]
+    assert [list(one) for one in told if one] == [["head"]]
 
 
 def test_an_alarm_survives_a_checkpoint(tmp_path: Path) -> None:
