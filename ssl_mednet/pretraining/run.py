@@ -19,15 +19,16 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from ssl_mednet.backbones.artifact import Preprocessing, save_backbone
+from ssl_mednet.backbones.start import IMAGENET, Start
 from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.data.loader import BatchStream
 from ssl_mednet.errors import RecipeError, UserError
 from ssl_mednet.pretraining.build import (
     build_module,
-    model_args,
     recipe_corpus,
     recipe_rows,
+    recipe_start,
     resolve_precision,
     with_length,
 )
@@ -36,7 +37,7 @@ from ssl_mednet.pretraining.curves import Curves, ProgressBar
 from ssl_mednet.pretraining.folder import BACKBONE, RECIPE, check_same, run_folder, write_header
 from ssl_mednet.pretraining.module import PretrainModule
 from ssl_mednet.pretraining.pictures import Pictures
-from ssl_mednet.recipe import Recipe, load_recipe
+from ssl_mednet.recipe import Recipe, load_recipe, model_args
 
 
 class Stopped(UserError):
@@ -53,6 +54,7 @@ class Result:
         folder: of the run; ``backbone/`` in it is the artifact.
         skipped: files that could not be read; listed in ``quarantine.csv`` of the run folder.
         policies: how many images got each augmentation policy; those that say no modality get a generic one.
+        before: the weights to compare with, as `evaluate` names them: those it started from, else ``random:``.
     """
 
     folder: Path
@@ -61,6 +63,7 @@ class Result:
     skipped: int
     images_per_second: float
     policies: dict[str, int]
+    before: str = "random:"
 
 
 def pretrain(
@@ -107,7 +110,8 @@ def _run(
 ) -> Result:
     steps = recipe.train.steps
     assert steps is not None
-    mean, std = corpus.statistics(rows)
+    begin = recipe_start(recipe)
+    mean, std = corpus.statistics(rows) if begin is None else (begin.mean, begin.std)  # as its weights know images
     batch_size = recipe.optim.batch_size // recipe.optim.accumulate
     stream = BatchStream(corpus, rows, batch_size, recipe.train.seed, sampling=recipe.data.sampling)
     start = last_step(folder)
@@ -132,8 +136,15 @@ def _run(
         step = trainer.global_step
         hint = f"go on with `ssl-mednet pretrain --resume --out {folder}`"
         raise Stopped(f"stopped at step {step} of {steps}, checkpoint written", hint)
-    _save(recipe, corpus, rows, held_out, module, folder, mean, std)
-    return Result(folder, steps, len(rows), corpus.meta["skipped"], bar.images_per_second, policies)
+    _save(recipe, corpus, rows, held_out, module, folder, mean, std, begin)
+    return Result(folder, steps, len(rows), corpus.meta["skipped"], bar.images_per_second, policies, _before(recipe))
+
+
+def _before(recipe: Recipe) -> str:
+    weights = recipe.backbone.weights
+    if weights == IMAGENET:
+        weights = f"{IMAGENET}:{recipe.backbone.name}"
+    return weights or "random:"
 
 
 def _held_out(recipe: Recipe, corpus: Corpus, rows: np.ndarray, quiet: bool) -> dict[str, Any]:
@@ -172,10 +183,11 @@ def _save(
     folder: Path,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    begin: Start | None,
 ) -> None:
     preprocessing = Preprocessing(recipe.data.channels, recipe.data.image_size, mean, std)
     licences = Counter(corpus.column("licence").take(rows).to_pylist())
-    verdict = roll_up(licences)
+    verdict = roll_up(licences + Counter({} if begin is None else begin.licences))
     provenance = {
         "recipe": recipe.model_dump(mode="json"),
         "steps": recipe.train.steps,
@@ -188,6 +200,7 @@ def _save(
             "licences": {licence or "not stated": count for licence, count in licences.most_common()},
             "publishing": [verdict.sentence, *verdict.conditions, DISCLAIMER],
         },
+        **({} if begin is None else {"parent": begin.record}),
     }
     encoder = module.method.encoder
     save_backbone(encoder, folder / BACKBONE, recipe.backbone.name, model_args(recipe), preprocessing, provenance)
