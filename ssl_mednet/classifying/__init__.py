@@ -1,0 +1,1 @@
+"""From weights to use: a classifier fitted on a labelled set, kept with all that it needs, and asked about new images."""
