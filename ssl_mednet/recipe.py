@@ -45,7 +45,8 @@ class BackboneSection(Section):
     stem: Literal["auto", "standard", "small"] = Field("auto", description="of a CNN; auto: small below 96 px")
     args: dict[str, Any] = Field({}, description="more arguments for timm.create_model")
     weights: str = Field(
-        "", description="start from these: a run, a name of `list weights`, imagenet[:NAME]; name, patches and stem follow"
+        "",
+        description="start from these: a run, a name of `list weights`, imagenet[:NAME]; name, patches and stem follow",
     )
 
     @model_validator(mode="after")

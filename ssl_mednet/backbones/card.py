@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 # Identifiers that hubs know, by our SPDX ones; anything else is "other" with its name beside it.
-_HUB_LICENCES = {
-    name.lower()
-    for name in (
-        "Apache-2.0 MIT CC0-1.0 CC-BY-4.0 CC-BY-3.0 CC-BY-SA-4.0 CC-BY-SA-3.0 CC-BY-NC-4.0 CC-BY-NC-SA-4.0 "
-        "CC-BY-NC-SA-3.0 BSD-3-Clause Unlicense ODbL-1.0"
-    ).split()
-}
+_HUB_LICENCES = frozenset(
+    {
+        *("apache-2.0", "mit", "bsd-3-clause", "unlicense", "cc0-1.0", "odbl-1.0"),
+        *("cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0"),
+        *("cc-by-nc-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"),
+    }
+)
 
 
 HERE = "PATH_OF_THIS_FOLDER"

@@ -1,1 +1,1 @@
-"""From weights to use: a classifier fitted on a labelled set, kept with all that it needs, and asked about new images."""
+"""From weights to use: a classifier made from labelled images, kept with all it needs, asked about new images."""

@@ -79,9 +79,7 @@ def open_base(spec: str, channels: str, image_size: int | None) -> Base:
     assert isinstance(preprocessing, Preprocessing)
     if channels not in ("auto", preprocessing.channels):
         raise ArtifactError(f"{spec}: made for {preprocessing.channels} images, not {channels}")
-    weights = Weights(
-        spec, model, preprocessing, state_hash(model), config["architecture"], ours.get("sha256", "")
-    )
+    weights = Weights(spec, model, preprocessing, state_hash(model), config["architecture"], ours.get("sha256", ""))
     return Base(weights, config["model_args"], inherited_licences(ours), folder)
 
 

@@ -30,7 +30,7 @@ from ssl_mednet.evaluation.protocols import Bench, Job, Outcome
 from ssl_mednet.evaluation.results import COMPARISONS, Row, Store, make_row
 from ssl_mednet.evaluation.results import RESULTS as ROWS
 from ssl_mednet.evaluation.run import RUN, open_set, session
-from ssl_mednet.evaluation.suite import Suite, load_suite
+from ssl_mednet.evaluation.suite import load_suite
 from ssl_mednet.evaluation.weights import state_hash
 from ssl_mednet.files import write_json
 from ssl_mednet.probe import LinearProbe, best_threshold, fit_linear, fit_temperature, with_temperature
@@ -125,10 +125,8 @@ def finetune(
     labelled = len(task.splits["train"]) + len(task.splits["val"])
     if protocol == "auto":
         protocol = BOTH if labelled >= FEW else LINEAR
-    if protocol == LINEAR and "val" in task.made and labelled < FEW:
-        fit = _by_folds(bench)
-    else:
-        fit = _by_val(bench, protocol)
+    folds = protocol == LINEAR and "val" in task.made and labelled < FEW
+    fit = _by_folds(bench) if folds else _by_val(bench, protocol)
     with whole_folder(folder) as temporary:
         row = _measure(fit, protocol, temporary / RESULTS, f"{weights} --data {data} --out {out}", began)
         said = _about(fit, base, protocol, row)
@@ -281,5 +279,3 @@ def _thresholds(task: LabelledSet, labels: np.ndarray, scores: np.ndarray) -> di
         truth, said = labels[:, number], np.stack([1 - scores[:, number], scores[:, number]], axis=1)
         found[name] = best_threshold(truth, said) if len(np.unique(truth)) == 2 else 0.5
     return found
-
-

@@ -59,7 +59,7 @@ class Model:
         return self.backbone(self.preprocessing(images))
 
     def probabilities(self, features: Tensor) -> np.ndarray:
-        """``[B, D]`` to calibrated probabilities ``[B, K]``: rows sum to 1, or each entry stands alone (multi-label)."""
+        """``[B, D]`` to calibrated probabilities ``[B, K]``: rows sum to 1, or each stands alone (multi-label)."""
         logits = (features @ self.weight.T + self.bias).double()
         multilabel = bool(self.about["multilabel"])
         scores = torch.sigmoid(logits) if multilabel else torch.softmax(logits, dim=1)
@@ -110,7 +110,9 @@ def write_head(folder: Path, weight: Tensor, bias: Tensor, unlike: Unlike, about
     """Write all but the backbone."""
     tensors = {"weight": weight, "bias": bias} | {k: torch.from_numpy(v) for k, v in unlike.arrays().items()}
     save_file({k: v.detach().float().cpu().contiguous() for k, v in tensors.items()}, folder / HEAD)
-    write_json(folder / MODEL, {"format": FORMAT, **about, "unlike": unlike.said(), "head_sha256": sha256(folder / HEAD)})
+    write_json(
+        folder / MODEL, {"format": FORMAT, **about, "unlike": unlike.said(), "head_sha256": sha256(folder / HEAD)}
+    )
 
 
 def is_model(path: str | Path) -> bool:

@@ -9,7 +9,7 @@ import sys
 from ssl_mednet.cli.app import app
 from ssl_mednet.errors import UserError
 
-for _verbs in ("training", "evaluation", "corpora", "things"):  # in the order of --help; each adds its verbs
+for _verbs in ("training", "evaluation", "use", "corpora", "things"):  # in the order of --help; each adds its verbs
     importlib.import_module(f"ssl_mednet.cli.{_verbs}")
 
 # Options that take several values, as in `--weights RUN random:resnet18`; the parser knows repeated options only.

@@ -1,1 +1,1 @@
-"""Weights and classifiers in the forms that other programs read: timm, a model hub, ONNX, and entries of our own zoo."""
+"""Weights and classifiers as other programs read them: timm, a model hub, ONNX; and entries of our own zoo."""
