@@ -81,6 +81,12 @@ def _datasets(pattern: str) -> list[tuple[str, str]]:
     return dataset_rows(pattern)
 
 
+def _weights(pattern: str) -> list[tuple[str, str]]:
+    from ssl_mednet.backbones.zoo import zoo_rows
+
+    return zoo_rows() or [("none", "no weights came with this installation")]
+
+
 def _first_line(doc: str | None) -> str:
     return (doc or "").strip().partition("\n")[0]
 
@@ -100,4 +106,5 @@ _LISTS: dict[str, Callable[[str], list[tuple[str, str]]]] = {
     "modalities": _modalities,
     "backbones": _backbones,
     "datasets": _datasets,
+    "weights": _weights,
 }

@@ -64,6 +64,16 @@ class BackboneSection(Section):
     stem: Literal["auto", "standard", "small"] = Field("auto", description="of a CNN; auto: small below 96 px")
     args: dict[str, Any] = Field({}, description="more arguments for timm.create_model")
     checkpoint: bool = Field(False, description="keep no activations inside blocks: less memory, a third more time")
+    weights: str = Field(
+        "",
+        description="start from these: a run, a name of `list weights`, imagenet[:NAME]; name, patches and stem follow",
+    )
+
+    @model_validator(mode="after")
+    def _follows_weights(self) -> BackboneSection:
+        if self.weights and (self.patch_size is not None or self.stem != "auto"):
+            raise ValueError("patch_size and stem are those of the weights; leave them out")
+        return self
 
 
 class MethodSection(BaseModel):
@@ -318,7 +328,7 @@ def _section(model: type[BaseModel], loc: list[str]) -> type[BaseModel]:
 def _check_together(recipe: Recipe) -> Recipe:
     """What no single section can know: that method, backbone, data and augmentation fit each other."""
     from ssl_mednet.augment.policy import check_augment
-    from ssl_mednet.backbones.factory import backbone_args, backbone_kind, can_checkpoint, create_backbone
+    from ssl_mednet.backbones.factory import backbone_kind, can_checkpoint, create_backbone
     from ssl_mednet.backbones.optim import check_optimizer
     from ssl_mednet.imaging.modality import CHANNEL_COUNT, modality
     from ssl_mednet.methods import METHODS
@@ -336,6 +346,8 @@ def _check_together(recipe: Recipe) -> Recipe:
         raise RecipeError(f"backbone.args.in_chans must be {channels}: data.channels is {data.channels!r}")
     if data.modality and modality(data.modality).channels != data.channels and not data.convert:
         raise RecipeError(f"data.modality {data.modality!r} is {modality(data.modality).channels}, not {data.channels}")
+    if backbone.weights:
+        backbone = _started(backbone, data)
     kind = backbone_kind(backbone.name)
     if kind not in method.backbone_kinds:
         wanted = " or ".join(sorted(method.backbone_kinds))
@@ -345,10 +357,7 @@ def _check_together(recipe: Recipe) -> Recipe:
         )
     if kind == "vit" and data.used_size not in (0, data.image_size):
         raise RecipeError(f"data.used_size is for CNNs; {backbone.name!r} is built for {data.image_size} pixels")
-    args = backbone_args(
-        backbone.name, channels, data.image_size, backbone.patch_size, backbone.stem, dict(backbone.args)
-    )
-    net = create_backbone(backbone.name, args, meta=True)
+    net = create_backbone(backbone.name, model_args(recipe.model_copy(update={"backbone": backbone})), meta=True)
     if recipe.optim.cache_chunk and not method.can_split():
         able = ", ".join(name for name in METHODS if METHODS.get(name).can_split())
         raise RecipeError(
@@ -364,4 +373,28 @@ def _check_together(recipe: Recipe) -> Recipe:
     augment = recipe.augment
     check_augment(augment.policy, data.channels, augment.strength, augment.override)
     filled = {"name": recipe.method.name} | settings.model_dump(mode="json")
-    return recipe.model_copy(update={"method": MethodSection.model_validate(filled)})
+    return recipe.model_copy(update={"method": MethodSection.model_validate(filled), "backbone": backbone})
+
+
+def _started(backbone: BackboneSection, data: DataSection) -> BackboneSection:
+    """The section with the architecture of the weights that it starts from."""
+    from ssl_mednet.backbones.start import IMAGENET, start_net
+
+    named = "name" in backbone.model_fields_set or backbone.weights == IMAGENET
+    name = backbone.name if named else ""
+    own, _ = start_net(backbone.weights, data.channels, data.image_size, name, dict(backbone.args))
+    return backbone.model_copy(update={"name": own})
+
+
+def model_args(recipe: Recipe) -> dict[str, Any]:
+    """Arguments that make timm build the backbone of a recipe whose backbone is named."""
+    from ssl_mednet.backbones.factory import backbone_args
+    from ssl_mednet.backbones.start import start_net
+    from ssl_mednet.imaging.modality import CHANNEL_COUNT
+
+    backbone, data = recipe.backbone, recipe.data
+    extra = dict(backbone.args)
+    if backbone.weights:
+        return start_net(backbone.weights, data.channels, data.image_size, backbone.name, extra)[1]
+    channels = CHANNEL_COUNT[data.channels]
+    return backbone_args(backbone.name, channels, data.image_size, backbone.patch_size, backbone.stem, extra)

@@ -13,7 +13,7 @@ PACKAGE = Path(ssl_mednet.__file__).parent
 FLOORS = [
     {"cli", "__init__"},
     {"reporting"},
-    {"pretraining", "evaluation", "auditing", "contact_sheet", "listing", "doctor"},
+    {"pretraining", "evaluation", "auditing", "classifying", "exporting", "contact_sheet", "listing", "doctor"},
     {"data", "ingesting", "catalog", "augment", "methods", "recipe"},
     {"imaging", "backbones", "probe", "registry", "shipped", "progress", "draws", "files"},
     {"errors"},

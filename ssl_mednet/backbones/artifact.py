@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ssl_mednet.backbones.card import HERE, model_card
 from ssl_mednet.backbones.factory import create_backbone
+from ssl_mednet.backbones.zoo import find_entry, suggestion
 from ssl_mednet.errors import ArtifactError, RecipeError
 from ssl_mednet.files import sync_folder
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
@@ -77,16 +79,29 @@ def save_backbone(
     Returns:
         sha256 of the weights file.
     """
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    return write_artifact(state, _config(model, architecture, model_args, preprocessing, provenance), out)
+
+
+def write_artifact(state: dict[str, Tensor], config: dict[str, Any], out: Path, place: str = HERE) -> str:
+    """Write tensors and their config as the artifact folder ``out``; it appears whole or not at all.
+
+    Args:
+        config: as :func:`read_config` gives it; the checksum in it is set here.
+        place: what the examples of the card call it; by default a path.
+
+    Returns:
+        sha256 of the weights file.
+    """
     temporary, old = (out.with_name(f".{out.name}.{what}") for what in ("partial", "old"))
     for left in (temporary, old):  # of a run that was killed while it saved
         shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
     digest = sha256(temporary / WEIGHTS)
-    config = _config(model, architecture, model_args, preprocessing, provenance | {"sha256": digest})
+    config = config | {"ssl_mednet": config["ssl_mednet"] | {"sha256": digest}}
     (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    (temporary / CARD).write_text(model_card(config))
+    (temporary / CARD).write_text(model_card(config, place))
     for path in temporary.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -99,9 +114,11 @@ def save_backbone(
 
 
 def load_backbone(path: str | Path) -> nn.Module:
-    """The backbone of a run folder or an artifact folder, in evaluation mode, with its ``preprocessing``.
+    """The backbone of a run folder, an artifact folder or a name that the package knows, with its ``preprocessing``.
 
-    >>> backbone = load_backbone("runs/mae_gray")            # doctest: +SKIP
+    It is in evaluation mode and in float32, whatever its file holds.
+
+    >>> backbone = load_backbone("gray-mednet-tiny")          # doctest: +SKIP
     >>> features = backbone(backbone.preprocessing(images))   # doctest: +SKIP
 
     Raises:
@@ -109,10 +126,7 @@ def load_backbone(path: str | Path) -> nn.Module:
     """
     folder = find_artifact(path)
     config = read_config(folder)
-    try:
-        state = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{folder / WEIGHTS}: cannot be read: {error}", "save the backbone again") from error
+    state = read_state(folder, config)
     try:
         model = create_backbone(config["architecture"], config["model_args"])
         model.load_state_dict(state, strict=True)
@@ -126,14 +140,50 @@ def load_backbone(path: str | Path) -> nn.Module:
     return model.eval()
 
 
+def read_state(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an artifact, after its checksum was verified.
+
+    Raises:
+        ArtifactError: the file cannot be read, or is not the one that the config was written for.
+    """
+    path, wanted = folder / WEIGHTS, config["ssl_mednet"].get("sha256", "")
+    try:
+        state = load_file(path)
+        if wanted and sha256(path) != wanted:
+            hint = "it was changed or damaged: copy or install it again"
+            raise ArtifactError(f"{path}: its sha256 is not the one in {CONFIG}", hint)
+        return state
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path}: cannot be read: {error}", "save the backbone again") from error
+
+
+def weights_path(name: str | Path) -> str:
+    """Where weights lie on this machine, their checksum verified: what plain timm takes behind ``local-dir:``.
+
+    >>> import timm
+    >>> timm.create_model("local-dir:" + weights_path("gray-mednet-tiny"), pretrained=True)  # doctest: +SKIP
+
+    Raises:
+        ArtifactError: no such weights, or damaged ones.
+    """
+    folder = find_artifact(name)
+    read_state(folder, read_config(folder))
+    return str(folder)
+
+
 def find_artifact(path: str | Path) -> Path:
-    """The artifact folder at ``path``: the folder itself, or ``backbone/`` of a run folder."""
+    """The artifact folder at ``path``: the folder itself, ``backbone/`` of a run folder, or weights known by name."""
     given = Path(path).expanduser()
     for folder in (given, given / "backbone"):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             return folder
     if not given.exists():
-        raise ArtifactError(f"{path}: no such folder", "give a run folder, a backbone folder or random:NAME")
+        entry = find_entry(str(path))
+        if entry is not None and (entry / WEIGHTS).is_file():
+            return entry
+        plain = suggestion(str(path)) if str(path) == given.name else ""
+        hint = " ".join(filter(None, [plain, "give a run folder, a backbone folder or random:NAME"]))
+        raise ArtifactError(f"{path}: no such folder", hint)
     hint = "has its pretraining finished? continue it with `ssl-mednet pretrain --resume`"
     raise ArtifactError(f"{path}: holds no {WEIGHTS} with its {CONFIG}", hint)
 
@@ -184,52 +234,3 @@ def _config(
         },
         "ssl_mednet": {"preprocessing": asdict(preprocessing), **provenance},
     }
-
-
-def model_card(config: dict[str, Any]) -> str:
-    """A README for the weights, from their config."""
-    ours, pre = config["ssl_mednet"], config["ssl_mednet"]["preprocessing"]
-    data, recipe = ours.get("data", {}), ours.get("recipe", {})
-    method = recipe.get("method", {}).get("name", "unknown")
-    licences = ", ".join(f"{licence} ({count} images)" for licence, count in data.get("licences", {}).items())
-    publishing = "\n".join(f"- {line}" for line in data.get("publishing", ["Check the licences of the data first."]))
-    return f"""---
-library_name: timm
-tags: [medical-imaging, self-supervised, {pre["channels"]}]
----
-# {recipe.get("name", config["architecture"])}
-
-`{config["architecture"]}` pretrained on unlabeled {pre["channels"]} medical images with `{method}`.
-
-| | |
-| --- | --- |
-| input | {pre["channels"]}, {pre["image_size"]} x {pre["image_size"]}, values in [0, 1] |
-| normalisation | mean {[round(m, 4) for m in pre["mean"]]}, std {[round(s, 4) for s in pre["std"]]} |
-| output | {config["num_features"]} features |
-| trained on | {data.get("source", "unknown")}: {data.get("images", "?")} images |
-| licences of the data | {licences or "not stated"} |
-| steps | {ours.get("steps", "?")}{_chosen(ours.get("chosen", {}))} |
-| sha256 | `{ours.get("sha256", "")}` |
-
-```python
-import timm
-model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True)
-
-from ssl_mednet import load_backbone  # or with the preprocessing attached
-model = load_backbone("PATH_OF_THIS_FOLDER")
-features = model(model.preprocessing(images))  # images [B, C, H, W] in [0, 1]
-```
-
-## May these weights be published?
-
-{publishing}
-
-Not a medical device; not for diagnosis. Evaluate on your own data before you draw conclusions.
-"""
-
-
-def _chosen(said: dict[str, Any]) -> str:
-    """Which step the weights are of, where they are not the last ones, and why."""
-    if said.get("by", "last") == "last":
-        return ""
-    return f"; the weights are of step {said['step']}: best {said['why']} ({said['value']:.4g})"

@@ -11,11 +11,11 @@ from ssl_mednet.cli.app import app
 from ssl_mednet.errors import Hung, UserError
 from ssl_mednet.pretraining.world import speaks
 
-for _verbs in ("training", "evaluation", "corpora", "things"):  # in the order of --help; each adds its verbs
+for _verbs in ("training", "evaluation", "use", "corpora", "things"):  # in the order of --help; each adds its verbs
     importlib.import_module(f"ssl_mednet.cli.{_verbs}")
 
 # Options that take several values, as in `--weights RUN random:resnet18`; the parser knows repeated options only.
-_SEVERAL = ("--weights", "--data", "--against")
+_SEVERAL = ("--weights", "--data", "--against", "--compare")
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
@@ -29,7 +29,7 @@ def expand_several(arguments: list[str]) -> list[str]:
     option, values = "", 0
     for argument in arguments:
         if argument.startswith("-"):
-            long = {"-w": "--weights", "-d": "--data", "-a": "--against"}.get(argument, argument)
+            long = {"-w": "--weights", "-d": "--data", "-a": "--against", "-c": "--compare"}.get(argument, argument)
             option, values = (long, 0) if long in _SEVERAL else ("", 0)
             expanded.append(argument)
         elif option and values and not _OVERRIDE.match(argument):

@@ -21,6 +21,7 @@ class What(StrEnum):
     modalities = "modalities"
     backbones = "backbones"
     datasets = "datasets"
+    weights = "weights"
 
 
 @app.command("list")
@@ -28,7 +29,7 @@ def list_(
     what: Annotated[What, typer.Argument(help="What to list.")],
     pattern: Annotated[str, typer.Argument(help="For backbones and datasets: a pattern, as in '*resnet*'.")] = "",
 ) -> None:
-    """Show what is there: recipes, suites, methods, policies, modalities, backbones, datasets."""
+    """Show what is there: recipes, suites, methods, policies, modalities, backbones, datasets, weights."""
     from ssl_mednet.listing import listing
 
     for line in listing(what.value, pattern):

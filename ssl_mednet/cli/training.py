@@ -31,15 +31,24 @@ def pretrain(
         Path | None, typer.Option("--replay", help="Do a step again that went wrong: RUN/replay/step_N.")
     ] = None,
     page: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the run folder.")] = True,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option("--compare", "-c", help="Labelled sets: evaluate the backbone on them, after and before."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Pretrain a backbone on unlabeled images.
+
+    [bold]backbone.weights=[/bold] goes on from weights: a run, a name of [bold]ssl-mednet list weights[/bold] or
+    imagenet:NAME. [bold]--compare[/bold] then shows what it gained over them, else over the untrained net.
 
     [bold]Examples[/bold]
 
     ssl-mednet pretrain --recipe mae_gray.yaml
 
     ssl-mednet pretrain --recipe simclr_gray.yaml --data scans.zip --out runs/mine train.epochs=50
+
+    ssl-mednet pretrain --recipe continue_gray.yaml --data scans/ backbone.weights=runs/gray --compare labelled.zip
 
     ssl-mednet pretrain --resume --out runs/mine
 
@@ -60,9 +69,12 @@ def pretrain(
         from ssl_mednet.recipe import read_recipe
 
         read_recipe(recipe, overrides)  # what is wrong in it is told before torch is loaded
+    from ssl_mednet.data.sources import open_source
     from ssl_mednet.pretraining.run import pretrain as run
     from ssl_mednet.pretraining.world import speaks
 
+    for source in compare or []:
+        open_source(source)  # a set that is not there is told before the training, not after it
     result = run(recipe, data[0] if data else None, out, resume, overrides, quiet, allow_changes)
     if not speaks():
         return
@@ -80,7 +92,15 @@ def pretrain(
 
         print(f"report:    {write([result.folder], result.folder / 'report.html', tables=False)[0]}")
     print(f"curves:    tensorboard --logdir {result.folder}")
-    print(f"next:      ssl-mednet evaluate --weights {result.folder} random: --data LABELLED")
+    if not compare:
+        print(f"next:      ssl-mednet evaluate --weights {result.folder} random: --data LABELLED")
+        return
+    from ssl_mednet.evaluation.run import evaluate
+    from ssl_mednet.evaluation.table import show
+
+    results = evaluate([result.folder, result.before], data=compare, out=result.folder / "results", quiet=quiet)
+    show(results.rows, results.comparisons)
+    print(f"results:   {results.path}")
 
 
 @app.command()

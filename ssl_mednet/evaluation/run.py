@@ -100,7 +100,8 @@ def evaluate(
     comparisons = compare(rows, store)
     write_json(folder / RESULTS, rows)
     write_json(folder / COMPARISONS, comparisons)
-    write_json(folder / RUN, _provenance(plan, names, began))
+    command = f"ssl-mednet evaluate --weights {' '.join(names)} --suite {plan.name}"
+    write_json(folder / RUN, session(command, plan, began))
     return Results(rows, folder / RESULTS, comparisons, {k: str(e) for k, e in failed.items()})
 
 
@@ -207,9 +208,10 @@ def _majority(task: LabelledSet) -> Weights:
     return Weights(f"baseline:{MAJORITY}", nn.Identity(), preprocessing, MAJORITY, MAJORITY)
 
 
-def _provenance(plan: Suite, names: list[str], began: float) -> dict[str, Any]:
+def session(command: str, plan: Suite, began: float) -> dict[str, Any]:
+    """How and when results were made, as reports show it; ``began`` in seconds of the epoch."""
     return {
-        "command": f"ssl-mednet evaluate --weights {' '.join(names)} --suite {plan.name}",
+        "command": command,
         "suite": plan.model_dump(mode="json"),
         "version": __version__,
         "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),

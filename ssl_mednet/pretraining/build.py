@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from ssl_mednet.augment.views import ViewMaker
-from ssl_mednet.backbones.factory import backbone_args, backbone_kind, create_backbone
+from ssl_mednet.backbones.factory import backbone_kind, create_backbone
 from ssl_mednet.backbones.norm import repeat_without_trace, synchronise
+from ssl_mednet.backbones.start import Start, load_start
 from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
 from ssl_mednet.errors import DataError, RecipeError
-from ssl_mednet.imaging.modality import CHANNEL_COUNT
 from ssl_mednet.methods import METHODS, Method, View
 from ssl_mednet.pretraining.module import PretrainModule
 from ssl_mednet.pretraining.strategy import is_sharded
 from ssl_mednet.pretraining.world import World
-from ssl_mednet.recipe import Recipe
+from ssl_mednet.recipe import Recipe, model_args
 
 ALONE = World()
 DEFAULT_EPOCHS = 100.0
@@ -31,8 +30,12 @@ def build_module(
     """Backbone, method and views of a recipe, with weights that depend on the seed only."""
     torch.manual_seed(recipe.train.seed)
     cls = METHODS.get(recipe.method.name)
-    backbone = create_backbone(recipe.backbone.name, model_args(recipe))
+    backbone, start = create_backbone(recipe.backbone.name, model_args(recipe)), recipe_start(recipe)
+    if start is not None:
+        backbone.load_state_dict(start.state)  # before the method, which may copy it into a teacher
     method: Method = cls(backbone, cls.Config(**recipe.method.settings))
+    if start is not None:
+        backbone.load_state_dict(start.state)  # and after it: lightly's masked ViT initialises it anew
     if recipe.backbone.checkpoint:
         method.checkpoint_activations()
     if recipe.backbone.checkpoint or recipe.optim.cache_chunk:
@@ -53,11 +56,11 @@ def build_views(recipe: Recipe, specs: Sequence[View], mean: tuple[float, ...], 
     return ViewMaker(specs, augment.policy, augment.strength, recipe.data.image_size, mean, std, augment.override)
 
 
-def model_args(recipe: Recipe) -> dict[str, Any]:
-    backbone, channels = recipe.backbone, CHANNEL_COUNT[recipe.data.channels]
-    return backbone_args(
-        backbone.name, channels, recipe.data.image_size, backbone.patch_size, backbone.stem, dict(backbone.args)
-    )
+def recipe_start(recipe: Recipe) -> Start | None:
+    """The weights that a recipe starts from; None where it starts from random ones."""
+    if not recipe.backbone.weights:
+        return None
+    return load_start(recipe.backbone.weights, recipe.data.channels, recipe.backbone.name, model_args(recipe))
 
 
 def recipe_corpus(recipe: Recipe, quiet: bool) -> Corpus:

@@ -20,11 +20,12 @@ from torch import nn
 
 from ssl_mednet.backbones.artifact import Preprocessing, save_backbone
 from ssl_mednet.backbones.factory import create_backbone
+from ssl_mednet.backbones.start import IMAGENET, Start
 from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.data.loader import BatchStream
 from ssl_mednet.errors import TrainingError
-from ssl_mednet.pretraining.build import ALONE, build_module, device_kind, model_args, recipe_rows, resolve_precision
+from ssl_mednet.pretraining.build import ALONE, build_module, device_kind, recipe_rows, recipe_start, resolve_precision
 from ssl_mednet.pretraining.changes import amend, check_shapes, describe_data
 from ssl_mednet.pretraining.checkpoints import Checkpoint, Checkpoints
 from ssl_mednet.pretraining.curves import ProgressBar
@@ -38,7 +39,7 @@ from ssl_mednet.pretraining.share import describe_update, words
 from ssl_mednet.pretraining.stopping import Stopped, StopSignals
 from ssl_mednet.pretraining.strategy import spread, whole_state
 from ssl_mednet.pretraining.world import World
-from ssl_mednet.recipe import Recipe
+from ssl_mednet.recipe import Recipe, model_args
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Result:
         policies: how many images got each augmentation policy; those that say no modality get a generic one.
         rotten: rows of the corpus that could not be read any more; they are in ``quarantine.csv`` too.
         skipped_steps: updates skipped because their loss or gradient was not finite.
+        before: the weights to compare with, as `evaluate` names them: those it started from, else ``random:``.
     """
 
     folder: Path
@@ -61,6 +63,7 @@ class Result:
     policies: dict[str, int]
     rotten: int = 0
     skipped_steps: int = 0
+    before: str = "random:"
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def fit(job: Job, world: World, quiet: bool) -> Result:
     rows = recipe_rows(recipe, corpus)
     steps, start = recipe.train.steps, job.at.step if job.at is not None else 0
     assert steps is not None
-    mean, std = corpus.statistics(rows)
+    begin = recipe_start(recipe)
+    mean, std = corpus.statistics(rows) if begin is None else (begin.mean, begin.std)  # as its weights know images
     rotten = RottenRows(folder, corpus)
     stream = _stream(recipe, corpus, rows, world, rotten)
     stream.start = start * recipe.optim.accumulate
@@ -132,9 +136,16 @@ def fit(job: Job, world: World, quiet: bool) -> Result:
             raise Stopped(f"stopped at step {step} of {steps}, {written or 'checkpoint written'}", go_on, stop.received)
         encoder = _whole_encoder(module)
         if world.first:
-            _finish(job, rows, encoder, preprocessing, monitor, checkpoints)
+            _finish(job, rows, encoder, preprocessing, monitor, checkpoints, begin)
     done = corpus.meta["skipped"], bar.images_per_second, policies, rotten.count, module.skipped_steps
-    return Result(folder, steps, len(rows), *done)
+    return Result(folder, steps, len(rows), *done, before=_before(recipe))
+
+
+def _before(recipe: Recipe) -> str:
+    weights = recipe.backbone.weights
+    if weights == IMAGENET:
+        weights = f"{IMAGENET}:{recipe.backbone.name}"
+    return weights or "random:"
 
 
 def _stream(recipe: Recipe, corpus: Corpus, rows: np.ndarray, world: World, rotten: RottenRows) -> BatchStream:
@@ -171,6 +182,7 @@ def _finish(
     preprocessing: Preprocessing,
     monitor: Monitor,
     checkpoints: Checkpoints,
+    begin: Start | None,
 ) -> None:
     """The artifact; and an error where the disk did not take it, or not the last checkpoint.
 
@@ -179,7 +191,7 @@ def _finish(
     """
     failures = [checkpoints.failure] if checkpoints.failure else []
     try:
-        _save(job, rows, encoder, preprocessing, monitor)
+        _save(job, rows, encoder, preprocessing, monitor, begin)
     except (OSError, SafetensorError) as error:
         failures.append(f"backbone not written: {error}")
     if failures:
@@ -211,11 +223,18 @@ def build_trainer(
     )
 
 
-def _save(job: Job, rows: np.ndarray, encoder: nn.Module, preprocessing: Preprocessing, monitor: Monitor) -> None:
+def _save(
+    job: Job,
+    rows: np.ndarray,
+    encoder: nn.Module,
+    preprocessing: Preprocessing,
+    monitor: Monitor,
+    begin: Start | None,
+) -> None:
     recipe, corpus = job.recipe, job.corpus
     assert recipe.train.steps is not None
     licences = Counter(corpus.column("licence").take(rows).to_pylist())
-    verdict = roll_up(licences)
+    verdict = roll_up(licences + Counter({} if begin is None else begin.licences))
     provenance = {
         "recipe": recipe.model_dump(mode="json"),
         "steps": recipe.train.steps,
@@ -229,6 +248,7 @@ def _save(job: Job, rows: np.ndarray, encoder: nn.Module, preprocessing: Preproc
             "licences": {licence or "not stated": count for licence, count in licences.most_common()},
             "publishing": [verdict.sentence, *verdict.conditions, DISCLAIMER],
         },
+        **({} if begin is None else {"parent": begin.record}),
     }
     save_backbone(encoder, job.folder / BACKBONE, recipe.backbone.name, model_args(recipe), preprocessing, provenance)
 

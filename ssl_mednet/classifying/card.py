@@ -1,0 +1,70 @@
+"""The card of a classifier: what it tells apart, how well, on what it was built, and how to use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SHOWN = {
+    "auroc": "AUROC (macro)",
+    "balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+    "average_precision": "average precision (macro)",
+    "ece": "calibration error",
+    "ece_calibrated": "calibration error, calibrated",
+}
+
+
+def model_readme(name: str, about: dict[str, Any]) -> str:
+    """A README for a model folder, from the content of its ``model.json``."""
+    weights, data, pre = about["weights"], about["data"], about["preprocessing"]
+    licences = ", ".join(f"{licence} ({count} images)" for licence, count in data["licences"].items())
+    limits = ", ".join(f"{c} from {p:.3f}" for c, p in about["thresholds"].items()) or "the most probable class"
+    figures = [
+        f"| {title} | {about['metrics'][key]['value']:.3f} | {_interval(about['metrics'][key])} |"
+        for key, title in _SHOWN.items()
+        if key in about["metrics"]
+    ]
+    notes = [f"Measured on {about['n']} images: {about['measured_on']}; intervals over {about['intervals_by']}s."]
+    notes += [f"The {' and '.join(about['splits_made'])} split was made here."] if about["splits_made"] else []
+    notes += [f"{about['note']}."] if about["note"] else []
+    return f"""---
+library_name: ssl-mednet
+tags: [medical-imaging, image-classification, {about["channels"]}]
+---
+# {name}
+
+Tells {", ".join(about["classes"])} apart in {about["channels"]} images ({", ".join(about["modalities"])}).
+
+| | |
+| --- | --- |
+| made by | `{about["protocol"]}` on {data["images"]} labelled images of {data["source"]} |
+| backbone | {weights["weights"]} (`{weights["architecture"]}`, sha256 `{weights["sha256"][:16]}`) |
+| input | {about["channels"]}, {pre["image_size"]} x {pre["image_size"]}, values in [0, 1] |
+| says | {limits} |
+| temperature | {about["temperature"]:.3f} |
+| licences of the labelled images | {licences} |
+
+| metric | value | 95 % interval |
+| --- | --- | --- |
+{chr(10).join(figures)}
+
+{" ".join(notes)}
+
+```bash
+ssl-mednet predict --model PATH_OF_THIS_FOLDER FILES... --out predictions.csv
+ssl-mednet export PATH_OF_THIS_FOLDER --format onnx --out ONNX_FOLDER
+```
+
+Images unlike those of the training are flagged, by the distance of their features; what is like them may still be
+something that the model has never seen.
+
+## May it be published?
+
+{chr(10).join(f"- {line}" for line in data["publishing"])}
+
+Not a medical device; not for diagnosis. Evaluate on your own data before you draw conclusions.
+"""
+
+
+def _interval(metric: dict[str, float]) -> str:
+    return f"{metric['low']:.3f} to {metric['high']:.3f}"

@@ -1,0 +1,281 @@
+"""The verb that makes a classifier: weights and a labelled set in, a model folder out."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ssl_mednet import __version__
+from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
+from ssl_mednet.classifying.base import Base, all_licences, keep_backbone, open_base
+from ssl_mednet.classifying.card import model_readme
+from ssl_mednet.classifying.folds import cross_validate
+from ssl_mednet.classifying.model import BACKBONE, RESULTS, check_room, whole_folder, write_head
+from ssl_mednet.classifying.unlike import Unlike
+from ssl_mednet.data.labelled import LabelledSet
+from ssl_mednet.errors import RecipeError, did_you_mean
+from ssl_mednet.evaluation.classifier import Classifier, build_classifier
+from ssl_mednet.evaluation.finetune import finetune as train
+from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
+from ssl_mednet.evaluation.leaks import count_copies
+from ssl_mednet.evaluation.protocols import Bench, Job, Outcome
+from ssl_mednet.evaluation.results import COMPARISONS, Row, Store, make_row
+from ssl_mednet.evaluation.results import RESULTS as ROWS
+from ssl_mednet.evaluation.run import RUN, open_set, session
+from ssl_mednet.evaluation.suite import load_suite
+from ssl_mednet.evaluation.weights import state_hash
+from ssl_mednet.files import write_json
+from ssl_mednet.probe import LinearProbe, best_threshold, fit_linear, fit_temperature, with_temperature
+
+LINEAR, BOTH = "linear", "linear_then_finetune"
+PROTOCOLS = (LINEAR, "finetune", BOTH)
+FEW = 1000  # labelled images, below which a probe is cross-validated where the set has no val split of its own
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A classifier that was made.
+
+    Args:
+        folder: of the model.
+        row: its measurement, as in ``results.json``.
+        cross_validated: whether the figures are from cross-validation rather than from test images.
+        licences: what the licences of images and weights ask for, in lines.
+    """
+
+    folder: Path
+    row: Row
+    cross_validated: bool
+    licences: list[str]
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What a protocol came to.
+
+    ``held_out`` are scores of the val rows of ``bench``, or of all rows from the folds; ``distances`` are theirs.
+    """
+
+    bench: Bench
+    classifier: Classifier
+    outcome: Outcome
+    held_out: np.ndarray
+    unlike: Unlike
+    note: str = ""
+
+    @property
+    def cross_validated(self) -> bool:
+        """Whether there are no test images, so that the scores are those of the folds."""
+        return self.outcome.val_scores is None
+
+
+def finetune(
+    weights: str | Path,
+    data: str | Path,
+    out: str | Path,
+    protocol: str = "auto",
+    channels: str = "auto",
+    convert: bool = False,
+    modality: str = "",
+    overrides: Sequence[str] | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Fitted:
+    """Make a classifier from weights and labelled images.
+
+    Test images are scored once, at the end. Where the set has no val split of its own and fewer than ``FEW`` labelled
+    images, a linear probe is fitted on all of them: what is chosen (strength, temperature, thresholds) comes from
+    cross-validation by group, and so do the figures where there is no test split either.
+
+    Args:
+        weights: a run, an artifact folder, a name of ours, or ``imagenet:NAME[@SIZE]``.
+        data: a labelled set.
+        out: folder of the model; it appears whole or not at all.
+        protocol: ``"linear"`` (the backbone stays frozen: seconds), ``"finetune"``, ``"linear_then_finetune"``, or
+            ``"auto"``: the last where there are ``FEW`` labelled images or more, else the first.
+        channels: ``"auto"`` takes those of the weights, gray for ImageNet.
+        convert: turn images of the other kind into this one.
+        modality: of images that do not say their own.
+        overrides: ``key=value`` of a suite's keys: ``finetune.epochs=5``, ``seed=1``.
+        overwrite: replace a model that is there.
+
+    Raises:
+        UserError: anything a user can mend.
+    """
+    began = time.time()
+    folder = check_room(out, overwrite)
+    if protocol not in ("auto", *PROTOCOLS):
+        hint = did_you_mean(protocol, PROTOCOLS) or f"auto, {', '.join(PROTOCOLS)}"
+        raise RecipeError(f"--protocol {protocol}: no such way to make a classifier", hint)
+    plan = load_suite(None, str(data), list(overrides or []))
+    base = open_base(str(weights), channels, plan.image_size)
+    kind = base.weights.preprocessing.channels
+    section = plan.sets[0].model_copy(update={"convert": convert, "modality": modality})
+    task = open_set(section, kind, plan, quiet)
+    device = torch.device(plan.device if plan.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    bench = Bench(base.weights, task, plan, device, quiet)
+    labelled = len(task.splits["train"]) + len(task.splits["val"])
+    if protocol == "auto":
+        protocol = BOTH if labelled >= FEW else LINEAR
+    folds = protocol == LINEAR and "val" in task.made and labelled < FEW
+    fit = _by_folds(bench) if folds else _by_val(bench, protocol)
+    with whole_folder(folder) as temporary:
+        row = _measure(fit, protocol, temporary / RESULTS, f"{weights} --data {data} --out {out}", began)
+        said = _about(fit, base, protocol, row)
+        trained = None if protocol == LINEAR else fit.classifier.backbone
+        keep_backbone(base, temporary / BACKBONE, trained, said["data"], folder.name)
+        write_head(temporary, fit.classifier.head.weight, fit.classifier.head.bias, fit.unlike, said)
+        (temporary / "README.md").write_text(model_readme(folder.name, said))
+    return Fitted(folder, row, fit.cross_validated, said["data"]["publishing"])
+
+
+def _by_val(bench: Bench, protocol: str) -> _Fit:
+    """Trained on train, chosen and tuned on val, and measured on test."""
+    bench.copies = count_copies(bench.task)
+    probe, chosen, more = _probe(bench) if protocol != "finetune" else None, {}, {}
+    if protocol == LINEAR:
+        assert probe is not None
+        classifier = _frozen(bench, probe)
+        scores = {split: probe.predict_proba(bench.features(split)) for split in ("val", "test")}
+        chosen = {"strength": probe.strength, "note": probe.note}
+    else:
+        task, options, seed = bench.task, bench.suite.finetune, bench.suite.seeds[0]
+        rows, where = task.splits, {"device": bench.device, "quiet": bench.quiet}
+        result = train(bench.weights, task, rows, options, seed=seed, head=probe, **where)  # type: ignore[arg-type]
+        assert isinstance(result.classifier, Classifier)
+        classifier, scores = result.classifier, result.scores
+        chosen, more = {"epoch": result.best_epoch, "note": result.note}, {"history": result.history}
+        net = classifier.backbone
+        bench = replace(bench, weights=replace(bench.weights, model=net, digest=state_hash(net)), _features={})
+    unlike = Unlike.fit(bench.features("train"), bench.labels("train"))
+    unlike = unlike.tuned(unlike.distances(bench.features("val")))
+    outcome = Outcome(scores["test"], len(bench.labels("train")), scores["val"], chosen=chosen, more=more)
+    return _Fit(bench, classifier, outcome, scores["val"], unlike)
+
+
+def _by_folds(bench: Bench) -> _Fit:
+    """A linear probe on all rows but those of an official test split, tuned by cross-validation."""
+    task = bench.task
+    tested = "test" not in task.made
+    parts = ("train", "val") if tested else ("train", "val", "test")
+    rows = np.sort(np.concatenate([task.splits[part] for part in parts]))
+    splits = {"train": rows, "val": rows, "test": task.splits["test"] if tested else rows}
+    bench = replace(bench, task=replace(task, splits=splits, made=()))
+    features, labels = bench.features("train"), bench.labels("train")
+    strengths = tuple(bench.suite.strengths)
+    found = cross_validate(features, labels, task.groups[rows], strengths, len(task.classes), bench.suite.seed)
+    how = f"{found.folds}-fold cross-validation{' by group' if (task.groups[rows] >= 0).any() else ''}"
+    note = f"strength, temperature and thresholds are from {how} of the {len(rows)} training images"
+    if not tested:
+        note = f"no test split: each image is scored by a probe fitted and chosen without it, {how}"
+    chosen = {"strength": found.probe.strength, "note": found.probe.note}
+    if tested:
+        bench.copies = count_copies(bench.task)
+        outcome = Outcome(found.probe.predict_proba(bench.features("test")), len(rows), found.scores, chosen=chosen)
+    else:
+        outcome = Outcome(found.scores, len(rows), chosen=chosen)
+    unlike = Unlike.fit(features, labels).tuned(found.distances)
+    return _Fit(bench, _frozen(bench, found.probe), outcome, found.scores, unlike, note)
+
+
+def _probe(bench: Bench) -> LinearProbe:
+    return fit_linear(
+        bench.features("train"),
+        bench.labels("train"),
+        bench.features("val"),
+        bench.labels("val"),
+        num_classes=len(bench.task.classes),
+        strengths=tuple(bench.suite.strengths),
+        multilabel=bench.task.multilabel,
+    )
+
+
+def _frozen(bench: Bench, probe: LinearProbe) -> Classifier:
+    pre, parameter = bench.weights.preprocessing, next(bench.weights.model.parameters())
+    example = torch.zeros(1, len(pre.mean), pre.image_size, pre.image_size, device=parameter.device)
+    classifier = build_classifier(bench.weights.model, example, len(bench.task.classes), probe)
+    assert isinstance(classifier, nn.Module)
+    return classifier
+
+
+def _measure(fit: _Fit, protocol: str, folder: Path, command: str, began: float) -> Row:
+    """The row of results, with its predictions and pictures, in a folder that reports can be made from."""
+    bench, store = fit.bench, Store(folder)
+    row, arrays = make_row(bench, Job(protocol, 1.0, None, bench.suite.seeds[0]), fit.outcome, key="model")
+    row["note"] = "; ".join(filter(None, [row["note"], fit.note]))
+    row["weights"] = Path(row["weights"]).name or row["weights"]
+    row["seconds"] = round(time.time() - began, 1)
+    store.put(row, arrays)
+    (folder / "gallery").mkdir()
+    shown = [worst_mistakes(row, folder)]
+    if not fit.cross_validated and bench.suite.gallery:
+        named = replace(bench, weights=replace(bench.weights, name=row["weights"]))
+        path, ids = map_features(named, folder)
+        row["gallery"] = path.relative_to(folder).as_posix()
+        shown.append(ids)
+    ids = np.unique(np.concatenate(shown))
+    if len(ids):
+        write_thumbnails(bench.task, folder, ids)
+    write_json(folder / ROWS, [row])
+    write_json(folder / COMPARISONS, [])
+    write_json(folder / RUN, session(f"ssl-mednet finetune --weights {command}", bench.suite, began))
+    return row
+
+
+def _about(fit: _Fit, base: Base, protocol: str, row: Row) -> dict[str, Any]:
+    """What ``model.json`` says, all but the arrays."""
+    task, suite = fit.bench.task, fit.bench.suite
+    used = np.unique(np.concatenate([task.splits["train"], task.splits["val"]]))
+    labels, multilabel = fit.bench.labels("val"), task.multilabel
+    temperature = fit_temperature(labels, fit.held_out)
+    own = Counter(task.corpus.column("licence").take(used).to_pylist())
+    verdict = roll_up(all_licences(base, dict(own)))
+    measured_on = "cross-validation" if fit.cross_validated else "test images"
+    return {
+        "classes": task.classes,
+        "multilabel": multilabel,
+        "temperature": temperature,
+        "thresholds": _thresholds(task, labels, with_temperature(fit.held_out, temperature, multilabel)),
+        "channels": task.corpus.channels,
+        "modalities": sorted(task.corpus.modalities(used)),
+        "convert": suite.sets[0].convert,
+        "store_size": suite.store_size,
+        "preprocessing": vars(base.weights.preprocessing),
+        "protocol": protocol,
+        "weights": base.record,
+        "data": {
+            "source": Path(task.source).name,
+            "images": len(used),
+            "fingerprint": task.corpus.meta["fingerprint"],
+            "licences": {licence or "not stated": count for licence, count in own.most_common()},
+            "publishing": [verdict.sentence, *verdict.conditions, DISCLAIMER],
+        },
+        "metrics": row["metrics"],
+        "measured_on": measured_on,
+        "n": row["n"],
+        "intervals_by": "group" if row["grouped"] else "image",
+        "splits_made": row["splits_made"],
+        "note": row["note"],
+        "version": __version__,
+    }
+
+
+def _thresholds(task: LabelledSet, labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """From which probability on to say a class: of two classes the second, of several findings each; else empty."""
+    if not task.multilabel and (len(task.classes) != 2 or len(np.unique(labels)) != 2):
+        return {}
+    if not task.multilabel:
+        return {task.classes[1]: best_threshold(labels, scores)}
+    found = {}
+    for number, name in enumerate(task.classes):
+        truth, said = labels[:, number], np.stack([1 - scores[:, number], scores[:, number]], axis=1)
+        found[name] = best_threshold(truth, said) if len(np.unique(truth)) == 2 else 0.5
+    return found

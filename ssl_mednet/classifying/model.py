@@ -1,0 +1,144 @@
+"""The folder of a classifier: a backbone artifact, a linear head, what was tuned on held-out images, and a card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ssl_mednet.backbones.artifact import Preprocessing, load_backbone, sha256
+from ssl_mednet.classifying.unlike import Unlike
+from ssl_mednet.errors import ArtifactError, UserError
+from ssl_mednet.files import write_json
+from ssl_mednet.probe import with_temperature
+
+FORMAT = 1
+MODEL, HEAD, BACKBONE, RESULTS = "model.json", "head.safetensors", "backbone", "results"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier as it is loaded.
+
+    Args:
+        backbone: normalised images to features ``[B, D]``; in evaluation mode.
+        weight, bias: of the head, ``[K, D]`` and ``[K]``.
+        unlike: tells images that are unlike those of the training.
+        about: the content of ``model.json``.
+    """
+
+    folder: Path
+    backbone: nn.Module
+    weight: Tensor
+    bias: Tensor
+    unlike: Unlike
+    about: dict[str, Any]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        found = self.backbone.preprocessing
+        assert isinstance(found, Preprocessing)
+        return found
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.about["classes"])
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images ``[B, C, H, W]`` in [0, 1] to ``[B, D]``."""
+        return self.backbone(self.preprocessing(images))
+
+    def probabilities(self, features: Tensor) -> np.ndarray:
+        """``[B, D]`` to calibrated probabilities ``[B, K]``: rows sum to 1, or each stands alone (multi-label)."""
+        logits = (features @ self.weight.T + self.bias).double()
+        multilabel = bool(self.about["multilabel"])
+        scores = torch.sigmoid(logits) if multilabel else torch.softmax(logits, dim=1)
+        return with_temperature(scores.numpy(), self.about["temperature"], multilabel)
+
+    def decide(self, probabilities: np.ndarray) -> list[str]:
+        """The class of each row of ``[B, K]``; of several findings those above their thresholds, joined by ``|``."""
+        classes, thresholds = self.classes, self.about["thresholds"]
+        if self.about["multilabel"]:
+            limits = np.array([thresholds[c] for c in classes])
+            return ["|".join(c for c, hit in zip(classes, row, strict=True) if hit) for row in probabilities >= limits]
+        if thresholds:  # of two classes, on the probability of the second
+            return [classes[int(p >= thresholds[classes[1]])] for p in probabilities[:, 1]]
+        return [classes[i] for i in probabilities.argmax(axis=1)]
+
+
+def check_room(out: str | Path, overwrite: bool) -> Path:
+    """The folder that may be written.
+
+    Raises:
+        UserError: something is there already and may not be replaced, or is nothing of ours.
+    """
+    folder = Path(out).expanduser()
+    if folder.is_dir() and not any(folder.iterdir()):
+        return folder
+    if folder.exists() and not overwrite:
+        raise UserError(f"{folder}: is there already", "choose another --out, or say --overwrite")
+    if folder.exists() and not (folder / MODEL).is_file():
+        raise UserError(f"{folder}: is no model, it will not be overwritten", "choose another --out")
+    return folder
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that takes its place when the block ends well; what was there stays until then."""
+    temporary = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_head(folder: Path, weight: Tensor, bias: Tensor, unlike: Unlike, about: dict[str, Any]) -> None:
+    """Write all but the backbone."""
+    tensors = {"weight": weight, "bias": bias} | {k: torch.from_numpy(v) for k, v in unlike.arrays().items()}
+    save_file({k: v.detach().float().cpu().contiguous() for k, v in tensors.items()}, folder / HEAD)
+    write_json(
+        folder / MODEL, {"format": FORMAT, **about, "unlike": unlike.said(), "head_sha256": sha256(folder / HEAD)}
+    )
+
+
+def is_model(path: str | Path) -> bool:
+    """Whether there is the folder of a classifier."""
+    return (Path(path).expanduser() / MODEL).is_file()
+
+
+def load_model(path: str | Path) -> Model:
+    """A classifier from its folder, checksums verified; nothing in it is unpickled.
+
+    Raises:
+        ArtifactError: no such folder, or a damaged one.
+    """
+    folder = Path(path).expanduser()
+    if not is_model(folder):
+        hint = "`ssl-mednet finetune --weights W --data D --out M` makes one"
+        raise ArtifactError(f"{path}: {'holds no ' + MODEL if folder.exists() else 'no such folder'}", hint)
+    try:
+        about = json.loads((folder / MODEL).read_text())
+        if about["format"] != FORMAT:
+            raise ArtifactError(f"{folder}: has the layout {about['format']}, this version reads {FORMAT}")
+        if sha256(folder / HEAD) != about["head_sha256"]:
+            raise ArtifactError(f"{folder / HEAD}: its sha256 is not the one in {MODEL}", "it was changed or damaged")
+        tensors = load_file(folder / HEAD)
+        unlike = Unlike.of({k: v.numpy() for k, v in tensors.items()}, about["unlike"])
+        weight, bias = tensors["weight"], tensors["bias"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ArtifactError(f"{folder}: cannot be read: {type(error).__name__}: {error}") from error
+    return Model(folder, load_backbone(folder / BACKBONE), weight, bias, unlike, about)

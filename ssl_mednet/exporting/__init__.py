@@ -1,0 +1,1 @@
+"""Weights and classifiers as other programs read them: timm, a model hub, ONNX; and entries of our own zoo."""
