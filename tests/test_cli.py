@@ -26,12 +26,14 @@ def ssl_mednet(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("verb", ["", "pretrain", "evaluate", "ingest", "preview", "list"])
+@pytest.mark.parametrize(
+    "verb", ["", "pretrain", "evaluate", "finetune", "predict", "export", "ingest", "preview", "list"]
+)
 def test_every_verb_explains_itself(verb: str) -> None:
     result = ssl_mednet(*filter(None, [verb]), "--help")
     assert result.returncode == 0
     assert "Usage" in result.stdout
-    if verb in ("pretrain", "evaluate", "ingest", "preview"):
+    if verb not in ("", "list"):
         assert "Examples" in result.stdout
 
 
@@ -47,6 +49,30 @@ def test_the_whole_way_from_the_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "AUROC" in done.stdout
     assert len(json.loads((tmp_path / "results.json").read_text())) == 5  # and the largest class
+
+
+def test_from_images_to_a_classifier_and_its_answers(tmp_path: Path) -> None:
+    """Pretrain with a table before and after, fine-tune, predict, export: what one verb writes the next one reads."""
+    run, task = str(tmp_path / "run"), "phantoms:gray?n=100&label=modality&size=32"
+    start = ("--recipe", "simclr_gray.yaml", "--out", run, *SMALL, "train.steps=2")
+    done = ssl_mednet("pretrain", *start, "--compare", task, "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert "vs. 1st" in done.stdout
+    assert (tmp_path / "run" / "results" / "results.json").is_file()
+    again = ssl_mednet("pretrain", *start, "--compare", "no/such/set")
+    assert (again.returncode, "no/such/set: no such file" in again.stderr) == (3, True)
+    model = str(tmp_path / "model")
+    done = ssl_mednet("finetune", "--weights", run, "--data", task, "--out", model, "--quiet", "resamples=50")
+    assert done.returncode == 0, done.stderr
+    assert "on 20 test images" in done.stdout
+    assert (tmp_path / "model" / "report.html").is_file()
+    done = ssl_mednet("predict", "--model", model, "phantoms:gray?n=10&size=32", "no.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("file,index,predicted,p_ct,")
+    assert "10 images, " in done.stderr
+    assert "1 refused" in done.stderr
+    done = ssl_mednet("export", model, "--format", "timm", "--out", str(tmp_path / "timm"))
+    assert "model.safetensors" in done.stdout
 
 
 def test_a_corpus_is_made_added_to_and_pretrained_on(tmp_path: Path) -> None:
@@ -77,6 +103,9 @@ def test_a_corpus_is_made_added_to_and_pretrained_on(tmp_path: Path) -> None:
         (["pretrain"], 2, "no recipe given"),
         (["evaluate", "--weights", "nowhere", "--data", "phantoms:gray"], 4, "nowhere: no such folder"),
         (["evaluate", "--data", "phantoms:gray"], 2, "nothing to evaluate"),
+        (["finetune", "--data", "phantoms:gray"], 2, "takes one --weights"),
+        (["predict", "--model", "nowhere", "x.png"], 4, "nowhere: no such folder"),
+        (["export", "nowhere", "--format", "timm", "--out", "x"], 4, "nowhere: no such folder"),
         (["list", "backbones", "*nothing*"], 2, "matches"),
         (["ingest", "no/such/folder", "--out", "corpus"], 3, "no/such/folder: no such file"),
         (["ingest", "phantoms:gray?n=3", "--out", "corpus", "--engine", "rey"], 3, "did you mean 'ray'"),

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -207,7 +206,7 @@ def _ask(model: Model, named: list[Named]) -> list[Prediction]:
 
 def _seen(image: MedicalImage, size: int) -> Tensor:
     """``[1, C, size, size]``: what evaluation shows a backbone of an image in a corpus."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image.pixels.transpose(2, 0, 1)))[None]
+    pixels = torch.tensor(image.pixels.transpose(2, 0, 1).copy())[None]
     extent = torch.tensor([image.pixels.shape[:2]])
     batch = ImageBatch(pixels, extent, torch.tensor([image.window]), torch.zeros(1).long(), torch.zeros(1).long())
     return resize(batch, size)

