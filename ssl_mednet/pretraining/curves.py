@@ -42,13 +42,12 @@ class Curves(pl.Callback):
         online: looks at the frozen encoder, whose values get a row too at their steps.
 
     Attributes:
-        last, last_step: the values of the newest row, and its step; 0 before the first one of this process.
+        last: the values of the newest row.
     """
 
     def __init__(self, folder: Path, every: int, online: Online | None = None) -> None:
         self.path, self.every, self.online = folder / METRICS, every, online
         self.last: dict[str, float] = {}
-        self.last_step = 0
         self._rows: Rows = []
         self._projection: Tensor | None = None
 
@@ -75,13 +74,17 @@ class Curves(pl.Callback):
         assert isinstance(pl_module, PretrainModule)
         seen = self.online.values_at(step) if self.online else {}
         new = not self._rows or step > int(self._rows[-1]["step"])
-        if not new or not (step % self.every == 0 or step in (1, pl_module.total_steps) or seen):
+        if not new or not (self.due(step, pl_module) or seen):
             return
-        self.last_step, self.last = step, self._values(pl_module, trainer) | seen
+        self.last = self._values(pl_module, trainer) | seen
         _log(trainer, self.last, step)
         self._rows.append(_row(step, self.last))
         if trainer.is_global_zero:
             _write(self.path, self._rows)
+
+    def due(self, step: int, module: PretrainModule) -> bool:
+        """Whether every process has a point at this step; those of looks are the first process's alone."""
+        return step % self.every == 0 or step in (1, module.total_steps)
 
     def _values(self, module: PretrainModule, trainer: pl.Trainer) -> dict[str, float]:
         output = module.output
