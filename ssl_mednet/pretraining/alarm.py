@@ -126,8 +126,9 @@ class CollapseAlarm(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = self.curves.last_step
-        if step == self._judged:
+        assert isinstance(pl_module, PretrainModule)
+        step = trainer.global_step
+        if step in (0, self._judged) or not self.curves.due(step, pl_module):
             return
         self._judged = step
         told = self._rules.judge(step, self.curves.last)

@@ -42,13 +42,12 @@ class Curves(pl.Callback):
         online: looks at the frozen encoder, whose values get a row too at their steps.
 
     Attributes:
-        last, last_step: the values of the newest row, and its step; 0 before the first one of this process.
+        last: the values of the newest row.
     """
 
     def __init__(self, folder: Path, every: int, online: Online | None = None) -> None:
         self.path, self.every, self.online = folder / METRICS, every, online
         self.last: dict[str, float] = {}
-        self.last_step = 0
         self._rows: Rows = []
         self._projection: Tensor | None = None
         self._told = False
@@ -76,12 +75,11 @@ class Curves(pl.Callback):
         assert isinstance(pl_module, PretrainModule)
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # between the batches of one update
-        looked = self.online is not None and self.online.is_due(step, pl_module.total_steps)
         new = not self._rows or step > int(self._rows[-1]["step"])
-        if not new or not (step % self.every == 0 or step in (1, pl_module.total_steps) or looked):
+        if not new or not self.due(step, pl_module):
             return
-        self.last_step, self.last = step, self._values(pl_module, trainer)
-        if looked and self.online is not None:
+        self.last = self._values(pl_module, trainer)
+        if self.online is not None:
             self.last |= self.online.values_at(step)
         self._rows.append(_row(step, self.last))
         try:
@@ -92,6 +90,11 @@ class Curves(pl.Callback):
             if not self._told:
                 warn(f"curves not written: {error}; the run goes on")
             self._told = True
+
+    def due(self, step: int, module: PretrainModule) -> bool:
+        """Whether there is a point after this step; the same in every process."""
+        looked = self.online is not None and self.online.is_due(step, module.total_steps)
+        return looked or step % self.every == 0 or step in (1, module.total_steps)
 
     def _values(self, module: PretrainModule, trainer: pl.Trainer) -> dict[str, float]:
         output = module.output
