@@ -81,3 +81,27 @@ class Progress:
     ) -> None:
         if self._bar:
             self._bar.stop()
+
+
+class Dispensable:
+    """A context in which a file may fail to be written (a full disk) without ending the work; said once.
+
+    Args:
+        what: is written, in the plural.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what, self._said = what, False
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, OSError):
+            return False
+        if not self._said:
+            warn(f"{self.what} not written: {error.strerror or error}; the run goes on")
+        self._said = True
+        return True

@@ -51,7 +51,7 @@ def _halved(fine: Tensor) -> Tensor:
         # Two neighbours are read as one integer of twice the width, which a CPU adds by far faster than every second
         # float; the sums are exact.
         wide, bits = _PAIR[fine.dtype]
-        pair = fine.contiguous().view(wide)
+        pair = fine.flatten().view(wide).view(*fine.shape[:3], fine.shape[3] // 2)
         columns = (pair & ((1 << bits) - 1)).add_((pair >> bits).bitwise_and_((1 << bits) - 1))
         return (columns[:, :, ::2] + columns[:, :, 1::2]).float().mul_(0.25)
     rows = fine[:, :, ::2] + fine[:, :, 1::2]

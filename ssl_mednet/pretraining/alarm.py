@@ -28,7 +28,7 @@ from ssl_mednet.errors import UserError
 from ssl_mednet.files import write_json
 from ssl_mednet.pretraining.curves import Curves
 from ssl_mednet.pretraining.module import PretrainModule
-from ssl_mednet.progress import warn
+from ssl_mednet.progress import Dispensable, warn
 
 ALARMS = "alarms.json"
 POINT, HEAD, RANK, SPREAD = 0.01, 0.5, 0.2, 0.5
@@ -110,6 +110,7 @@ class CollapseAlarm(pl.Callback):
         self.stopped = ""
         self._rules = CollapseRules(FIRST_STEP)
         self._judged = 0
+        self._disk = Dispensable("alarms")
 
     def state_dict(self) -> dict[str, Any]:
         return {"alarms": self.alarms, "first": self._rules.first, "held": self._rules.held, "judged": self._judged}
@@ -143,7 +144,8 @@ class CollapseAlarm(pl.Callback):
         if any(alarm["rule"] == rule for alarm in self.alarms):
             return
         self.alarms.append({"step": step, "rule": rule, "said": sentence, "advice": ADVICE[rule]})
-        write_json(self.path, self.alarms)
+        with self._disk:
+            write_json(self.path, self.alarms)
         warn(f"collapse at step {step}: {sentence}; {ADVICE[rule]}")
 
     def raise_if_stopped(self) -> None:

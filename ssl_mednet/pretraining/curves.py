@@ -21,7 +21,7 @@ from ssl_mednet.imaging.batch import ImageBatch
 from ssl_mednet.pretraining import health
 from ssl_mednet.pretraining.module import PretrainModule
 from ssl_mednet.pretraining.online import Online
-from ssl_mednet.progress import Progress, warn
+from ssl_mednet.progress import Dispensable, Progress
 
 METRICS, SPEED = "metrics.csv", "speed.csv"
 Rows = list[dict[str, str]]
@@ -50,7 +50,7 @@ class Curves(pl.Callback):
         self.last: dict[str, float] = {}
         self._rows: Rows = []
         self._projection: Tensor | None = None
-        self._told = False
+        self._disk = Dispensable("curves")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, PretrainModule)
@@ -82,14 +82,10 @@ class Curves(pl.Callback):
         if self.online is not None:
             self.last |= self.online.values_at(step)
         self._rows.append(_row(step, self.last))
-        try:
+        with self._disk:  # on a full one the rows are kept, and written with the next
             _log(trainer, self.last, step)
             if trainer.is_global_zero:
                 _write(self.path, self._rows)
-        except OSError as error:  # a full disk; the rows are kept, and written with the next
-            if not self._told:
-                warn(f"curves not written: {error}; the run goes on")
-            self._told = True
 
     def due(self, step: int, module: PretrainModule) -> bool:
         """Whether there is a point after this step; the same in every process."""
@@ -142,6 +138,7 @@ class Speed(pl.Callback):
     def __init__(self, folder: Path, every: int, stream: TimedStream, online: Online | None = None) -> None:
         self.path, self.every, self.stream, self.online = folder / SPEED, every, stream, online
         self._rows: Rows = []
+        self._disk = Dispensable("curves of the speed")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step and self.path.is_file():
@@ -166,10 +163,11 @@ class Speed(pl.Callback):
             values["look_share"] = (self.online.seconds - self._looked) / seconds
         if pl_module.device.type == "cuda":
             values["gpu_memory_gb"] = torch.cuda.max_memory_allocated(pl_module.device) / 1e9
-        _log(trainer, values, step)
         self._rows.append(_row(step, values))
-        if trainer.is_global_zero:
-            _write(self.path, self._rows)
+        with self._disk:
+            _log(trainer, values, step)
+            if trainer.is_global_zero:
+                _write(self.path, self._rows)
         self._mark(step)
 
     def _mark(self, step: int) -> None:

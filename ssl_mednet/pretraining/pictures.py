@@ -14,6 +14,7 @@ from ssl_mednet.augment.views import resize
 from ssl_mednet.imaging.batch import ImageBatch
 from ssl_mednet.pretraining.frozen import frozen
 from ssl_mednet.pretraining.module import PretrainModule
+from ssl_mednet.progress import Dispensable
 
 VIEWS = "views"
 
@@ -30,6 +31,7 @@ class Pictures(pl.Callback):
 
     def __init__(self, folder: Path, every: int, images: ImageBatch) -> None:
         self.folder, self.every, self.images = folder / "pictures", every, images
+        self._disk = Dispensable("pictures")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -41,12 +43,16 @@ class Pictures(pl.Callback):
             return
         for name, pictures in self._draw(pl_module, step).items():
             unit = (pictures.float() * pl_module.views.std + pl_module.views.mean).clamp(0, 1).cpu()
-            columns = max(1, len(unit) // len(self.images))
-            self.folder.mkdir(exist_ok=True)
-            save_image(unit, self.folder / f"{name}.png", nrow=columns, padding=1)
-            for logger in trainer.loggers:
-                if isinstance(logger, pl.loggers.TensorBoardLogger):
-                    logger.experiment.add_image(name, make_grid(unit, nrow=columns, padding=1), step)
+            with self._disk:
+                self._show(trainer, name, unit, step)
+
+    def _show(self, trainer: pl.Trainer, name: str, unit: Tensor, step: int) -> None:
+        columns = max(1, len(unit) // len(self.images))
+        self.folder.mkdir(exist_ok=True)
+        save_image(unit, self.folder / f"{name}.png", nrow=columns, padding=1)
+        for logger in trainer.loggers:
+            if isinstance(logger, pl.loggers.TensorBoardLogger):
+                logger.experiment.add_image(name, make_grid(unit, nrow=columns, padding=1), step)
 
     def _draw(self, module: PretrainModule, step: int) -> dict[str, Tensor]:
         """Each ``[N * columns, C, S, S]``, normalised."""

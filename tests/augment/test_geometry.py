@@ -146,3 +146,8 @@ def test_stored_integers_are_halved_as_their_floats_are(dtype: torch.dtype, heig
     integers, floats = Pyramid(images.to(dtype)), Pyramid(images.float())
     for level in (1, 2):
         assert torch.equal(integers.level(level), floats.level(level))
+
+
+def test_images_of_one_channel_are_halved_however_they_lie_in_memory() -> None:
+    last = torch.randint(0, 256, (3, 8, 8, 1), dtype=torch.uint8).permute(0, 3, 1, 2)
+    assert torch.equal(Pyramid(last).level(1), Pyramid(last.float()).level(1))

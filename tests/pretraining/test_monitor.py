@@ -27,7 +27,7 @@ from ssl_mednet.pretraining import health, online
 from ssl_mednet.pretraining.build import build_module
 from ssl_mednet.pretraining.curves import TimedStream
 from ssl_mednet.pretraining.frozen import frozen, frozen_features
-from ssl_mednet.pretraining.run import Stopped
+from ssl_mednet.pretraining.stopping import Stopped
 from ssl_mednet.recipe import Recipe, load_recipe
 
 SMALL: dict[str, Any] = {
