@@ -18,7 +18,7 @@ from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
 from ssl_mednet.classifying.base import Base, all_licences, keep_backbone, open_base
 from ssl_mednet.classifying.card import model_readme
 from ssl_mednet.classifying.folds import cross_validate
-from ssl_mednet.classifying.model import BACKBONE, RESULTS, check_room, whole_folder, write_head
+from ssl_mednet.classifying.model import BACKBONE, REFERENCE, RESULTS, check_room, whole_folder, write_head
 from ssl_mednet.classifying.unlike import Unlike
 from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.errors import RecipeError, did_you_mean
@@ -132,6 +132,8 @@ def finetune(
         said = _about(fit, base, protocol, row)
         trained = None if protocol == LINEAR else fit.classifier.backbone
         keep_backbone(base, temporary / BACKBONE, trained, said["data"], folder.name)
+        if trained is not None:
+            keep_backbone(base, temporary / REFERENCE, None, said["data"], folder.name)
         write_head(temporary, fit.classifier.head.weight, fit.classifier.head.bias, fit.unlike, said)
         (temporary / "README.md").write_text(model_readme(folder.name, said))
     return Fitted(folder, row, fit.cross_validated, said["data"]["publishing"])
@@ -140,6 +142,8 @@ def finetune(
 def _by_val(bench: Bench, protocol: str) -> _Fit:
     """Trained on train, chosen and tuned on val, and measured on test."""
     bench.copies = count_copies(bench.task)
+    unlike = Unlike.fit(bench.features("train"), bench.labels("train"))  # of the frozen backbone, whatever comes after
+    unlike = unlike.tuned(unlike.distances(bench.features("val")))
     probe, chosen, more = _probe(bench) if protocol != "finetune" else None, {}, {}
     if protocol == LINEAR:
         assert probe is not None
@@ -155,8 +159,6 @@ def _by_val(bench: Bench, protocol: str) -> _Fit:
         chosen, more = {"epoch": result.best_epoch, "note": result.note}, {"history": result.history}
         net = classifier.backbone
         bench = replace(bench, weights=replace(bench.weights, model=net, digest=state_hash(net)), _features={})
-    unlike = Unlike.fit(bench.features("train"), bench.labels("train"))
-    unlike = unlike.tuned(unlike.distances(bench.features("val")))
     outcome = Outcome(scores["test"], len(bench.labels("train")), scores["val"], chosen=chosen, more=more)
     return _Fit(bench, classifier, outcome, scores["val"], unlike)
 
