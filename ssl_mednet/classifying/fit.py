@@ -26,14 +26,14 @@ from ssl_mednet.evaluation.classifier import Classifier, build_classifier
 from ssl_mednet.evaluation.finetune import finetune as train
 from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
 from ssl_mednet.evaluation.leaks import count_copies
-from ssl_mednet.evaluation.protocols import Bench, Job, Outcome
+from ssl_mednet.evaluation.protocols import Bench, Job, Outcome, full_probe
 from ssl_mednet.evaluation.results import COMPARISONS, Row, Store, make_row
 from ssl_mednet.evaluation.results import RESULTS as ROWS
 from ssl_mednet.evaluation.run import RUN, open_set, session
 from ssl_mednet.evaluation.suite import load_suite
 from ssl_mednet.evaluation.weights import state_hash
 from ssl_mednet.files import write_json
-from ssl_mednet.probe import LinearProbe, best_threshold, fit_linear, fit_temperature, with_temperature
+from ssl_mednet.probe import LinearProbe, best_threshold, fit_temperature, with_temperature
 
 LINEAR, BOTH = "linear", "linear_then_finetune"
 PROTOCOLS = (LINEAR, "finetune", BOTH)
@@ -144,7 +144,7 @@ def _by_val(bench: Bench, protocol: str) -> _Fit:
     bench.copies = count_copies(bench.task)
     unlike = Unlike.fit(bench.features("train"), bench.labels("train"))  # of the frozen backbone, whatever comes after
     unlike = unlike.tuned(unlike.distances(bench.features("val")))
-    probe, chosen, more = _probe(bench) if protocol != "finetune" else None, {}, {}
+    probe, chosen, more = full_probe(bench) if protocol != "finetune" else None, {}, {}
     if protocol == LINEAR:
         assert probe is not None
         classifier = _frozen(bench, probe)
@@ -186,18 +186,6 @@ def _by_folds(bench: Bench) -> _Fit:
         outcome = Outcome(found.scores, len(rows), chosen=chosen)
     unlike = Unlike.fit(features, labels).tuned(found.distances)
     return _Fit(bench, _frozen(bench, found.probe), outcome, found.scores, unlike, note)
-
-
-def _probe(bench: Bench) -> LinearProbe:
-    return fit_linear(
-        bench.features("train"),
-        bench.labels("train"),
-        bench.features("val"),
-        bench.labels("val"),
-        num_classes=len(bench.task.classes),
-        strengths=tuple(bench.suite.strengths),
-        multilabel=bench.task.multilabel,
-    )
 
 
 def _frozen(bench: Bench, probe: LinearProbe) -> Classifier:
