@@ -28,7 +28,11 @@ def test_the_wheel_holds_package_recipes_and_suites_and_nothing_else(wheel: Path
         names = archive.namelist()
     shipped = {n.removeprefix("ssl_mednet/_shipped/") for n in names if n.startswith("ssl_mednet/_shipped/")}
     assert {f"recipes/{r}" for r in list_shipped("recipes")} | {f"eval/{s}" for s in list_shipped("eval")} <= shipped
-    data = [p for kind in ("j2", "css", "js", "yaml") for p in (REPO / "ssl_mednet").rglob(f"*.{kind}")]
+    data = [
+        p
+        for kind in ("j2", "css", "js", "yaml", "safetensors", "json")
+        for p in (REPO / "ssl_mednet").rglob(f"*.{kind}")
+    ]
     assert {p.relative_to(REPO).as_posix() for p in data} <= set(names)
     assert not [n for n in names if n.startswith("tests/") or n.endswith((".zip", ".dcm", ".pyc"))]
     assert any(n.endswith("licenses/LICENSE") for n in names)

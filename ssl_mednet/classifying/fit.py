@@ -18,7 +18,7 @@ from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
 from ssl_mednet.classifying.base import Base, all_licences, keep_backbone, open_base
 from ssl_mednet.classifying.card import model_readme
 from ssl_mednet.classifying.folds import cross_validate
-from ssl_mednet.classifying.model import BACKBONE, RESULTS, check_room, whole_folder, write_head
+from ssl_mednet.classifying.model import BACKBONE, REFERENCE, RESULTS, check_room, whole_folder, write_head
 from ssl_mednet.classifying.unlike import Unlike
 from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.errors import RecipeError, did_you_mean
@@ -26,14 +26,14 @@ from ssl_mednet.evaluation.classifier import Classifier, build_classifier
 from ssl_mednet.evaluation.finetune import finetune as train
 from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
 from ssl_mednet.evaluation.leaks import count_copies
-from ssl_mednet.evaluation.protocols import Bench, Job, Outcome
+from ssl_mednet.evaluation.protocols import Bench, Job, Outcome, full_probe
 from ssl_mednet.evaluation.results import COMPARISONS, Row, Store, make_row
 from ssl_mednet.evaluation.results import RESULTS as ROWS
 from ssl_mednet.evaluation.run import RUN, open_set, session
 from ssl_mednet.evaluation.suite import load_suite
 from ssl_mednet.evaluation.weights import state_hash
 from ssl_mednet.files import write_json
-from ssl_mednet.probe import LinearProbe, best_threshold, fit_linear, fit_temperature, with_temperature
+from ssl_mednet.probe import LinearProbe, best_threshold, fit_temperature, with_temperature
 
 LINEAR, BOTH = "linear", "linear_then_finetune"
 PROTOCOLS = (LINEAR, "finetune", BOTH)
@@ -132,6 +132,8 @@ def finetune(
         said = _about(fit, base, protocol, row)
         trained = None if protocol == LINEAR else fit.classifier.backbone
         keep_backbone(base, temporary / BACKBONE, trained, said["data"], folder.name)
+        if trained is not None:
+            keep_backbone(base, temporary / REFERENCE, None, said["data"], folder.name)
         write_head(temporary, fit.classifier.head.weight, fit.classifier.head.bias, fit.unlike, said)
         (temporary / "README.md").write_text(model_readme(folder.name, said))
     return Fitted(folder, row, fit.cross_validated, said["data"]["publishing"])
@@ -140,7 +142,9 @@ def finetune(
 def _by_val(bench: Bench, protocol: str) -> _Fit:
     """Trained on train, chosen and tuned on val, and measured on test."""
     bench.copies = count_copies(bench.task)
-    probe, chosen, more = _probe(bench) if protocol != "finetune" else None, {}, {}
+    unlike = Unlike.fit(bench.features("train"), bench.labels("train"))  # of the frozen backbone, whatever comes after
+    unlike = unlike.tuned(unlike.distances(bench.features("val")))
+    probe, chosen, more = full_probe(bench) if protocol != "finetune" else None, {}, {}
     if protocol == LINEAR:
         assert probe is not None
         classifier = _frozen(bench, probe)
@@ -155,8 +159,6 @@ def _by_val(bench: Bench, protocol: str) -> _Fit:
         chosen, more = {"epoch": result.best_epoch, "note": result.note}, {"history": result.history}
         net = classifier.backbone
         bench = replace(bench, weights=replace(bench.weights, model=net, digest=state_hash(net)), _features={})
-    unlike = Unlike.fit(bench.features("train"), bench.labels("train"))
-    unlike = unlike.tuned(unlike.distances(bench.features("val")))
     outcome = Outcome(scores["test"], len(bench.labels("train")), scores["val"], chosen=chosen, more=more)
     return _Fit(bench, classifier, outcome, scores["val"], unlike)
 
@@ -184,18 +186,6 @@ def _by_folds(bench: Bench) -> _Fit:
         outcome = Outcome(found.scores, len(rows), chosen=chosen)
     unlike = Unlike.fit(features, labels).tuned(found.distances)
     return _Fit(bench, _frozen(bench, found.probe), outcome, found.scores, unlike, note)
-
-
-def _probe(bench: Bench) -> LinearProbe:
-    return fit_linear(
-        bench.features("train"),
-        bench.labels("train"),
-        bench.features("val"),
-        bench.labels("val"),
-        num_classes=len(bench.task.classes),
-        strengths=tuple(bench.suite.strengths),
-        multilabel=bench.task.multilabel,
-    )
 
 
 def _frozen(bench: Bench, probe: LinearProbe) -> Classifier:

@@ -23,7 +23,7 @@ from ssl_mednet.files import write_json
 from ssl_mednet.probe import with_temperature
 
 FORMAT = 1
-MODEL, HEAD, BACKBONE, RESULTS = "model.json", "head.safetensors", "backbone", "results"
+MODEL, HEAD, BACKBONE, REFERENCE, RESULTS = "model.json", "head.safetensors", "backbone", "reference", "results"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Model:
     Args:
         backbone: normalised images to features ``[B, D]``; in evaluation mode.
         weight, bias: of the head, ``[K, D]`` and ``[K]``.
+        reference: where the backbone was fine-tuned, the net it was before. What is unlike the training is told by its
+            features: those of a fine-tuned net have forgotten what does not tell the classes apart.
         unlike: tells images that are unlike those of the training.
         about: the content of ``model.json``.
     """
@@ -43,6 +45,7 @@ class Model:
     bias: Tensor
     unlike: Unlike
     about: dict[str, Any]
+    reference: nn.Module | None = None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -57,6 +60,11 @@ class Model:
     def features(self, images: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` in [0, 1] to ``[B, D]``."""
         return self.backbone(self.preprocessing(images))
+
+    def distances(self, images: Tensor, features: Tensor) -> np.ndarray:
+        """``[B]``: how far images in [0, 1], whose features these are, lie from the classes of the training."""
+        known = features if self.reference is None else self.reference(self.preprocessing(images))
+        return self.unlike.distances(known.float().numpy())
 
     def probabilities(self, features: Tensor) -> np.ndarray:
         """``[B, D]`` to calibrated probabilities ``[B, K]``: rows sum to 1, or each stands alone (multi-label)."""
@@ -141,4 +149,5 @@ def load_model(path: str | Path) -> Model:
         weight, bias = tensors["weight"], tensors["bias"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ArtifactError(f"{folder}: cannot be read: {type(error).__name__}: {error}") from error
-    return Model(folder, load_backbone(folder / BACKBONE), weight, bias, unlike, about)
+    reference = load_backbone(folder / REFERENCE) if about["protocol"] != "linear" else None
+    return Model(folder, load_backbone(folder / BACKBONE), weight, bias, unlike, about, reference)

@@ -187,9 +187,9 @@ def _of_model(reason: str, about: dict[str, Any]) -> str:
 def _ask(model: Model, named: list[Named]) -> list[Prediction]:
     size = model.preprocessing.image_size
     seen = torch.cat([_seen(image, size) for _, image in named])
-    features = model.backbone(model.preprocessing.normalise(seen)).float()
+    features = model.features(seen).float()
     scores = model.probabilities(features)
-    distances = model.unlike.distances(features.numpy())
+    distances = model.distances(seen, features)
     rows = zip(named, model.decide(scores), scores, distances, strict=True)
     return [
         Prediction(

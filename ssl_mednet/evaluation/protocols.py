@@ -205,7 +205,7 @@ def robustness(bench: Bench, job: Job) -> Outcome:
 
     The scores are ``[S, N, C]``, one for each corruption and severity, and those of the clean images last.
     """
-    probe = _full_probe(bench)
+    probe = full_probe(bench)
     corruptions = bench.corruptions
     scores = [probe.predict_proba(bench.features("test", c)) for c in corruptions]
     scores.append(probe.predict_proba(bench.features("test")[bench.tried]))
@@ -261,7 +261,7 @@ def _centroid_scores(
     return np.asarray(torch.softmax(torch.from_numpy(logits).double(), dim=1).numpy())
 
 
-def _full_probe(bench: Bench, rows: np.ndarray | None = None) -> LinearProbe:
+def full_probe(bench: Bench, rows: np.ndarray | None = None) -> LinearProbe:
     """The linear probe on all training rows, or on these positions among them."""
     use = slice(None) if rows is None else rows
     return fit_linear(
@@ -294,7 +294,7 @@ def _finetune(bench: Bench, job: Job, from_probe: bool) -> Outcome:
     labels = bench.labels("train")
     subset = fraction(labels, 1.0 if job.labels is None else job.labels, draw=job.seed, seed=bench.suite.seed)
     rows = {**bench.task.splits, "train": bench.task.splits["train"][subset]}
-    head = _full_probe(bench, subset) if from_probe else None
+    head = full_probe(bench, subset) if from_probe else None
     result = finetune(
         bench.weights,
         bench.task,

@@ -145,3 +145,18 @@ def test_mistakes_are_told(fitted: Fitted, tmp_path: Path) -> None:
         predict(fitted.folder, ["x.png"], "out.xls", quiet=True)
     with pytest.raises(UserError, match="name the files"):
         predict(fitted.folder, [], quiet=True)
+
+
+def test_a_fine_tuned_model_tells_noise_by_the_net_it_was_before(
+    backbone: Path, labelled: Path, tmp_path: Path
+) -> None:
+    options = ["finetune.epochs=2", "finetune.min_steps=20", "finetune.batch_size=16"]
+    made = finetune(backbone, labelled, tmp_path / "m", "finetune", overrides=options, quiet=True)
+    model = load_model(made.folder)
+    assert model.reference is not None
+    rng, noise = np.random.default_rng(0), tmp_path / "noise"
+    noise.mkdir()
+    for n in range(10):
+        Image.fromarray(rng.integers(0, 256, (SIDE, SIDE), np.uint8)).save(noise / f"{n}.png")
+    assert share(predict(model, [noise], quiet=True)) == 1.0
+    assert share(predict(model, [labelled], quiet=True)) <= 0.2
