@@ -24,7 +24,7 @@ every = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> Errors:
-    """Of all methods, of one whose loss is taken in blocks, and of one that is wrong on purpose."""
+    """Of all methods, of those that save memory, and of one that is wrong on purpose."""
     out = tmp_path_factory.mktemp("processes") / "errors.jsonl"
     paths = os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, str(FOLDER / "many_processes.py"), str(out), "blocks_method", "wrong_method"]
@@ -42,9 +42,11 @@ def test_gradients_are_those_of_one_process(name: str, kind: str, world: int, er
 
 
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("kind", ["cnn", "vit"])
-def test_a_loss_in_blocks_of_rows_gathers_alike(kind: str, world: int, errors: Errors) -> None:
-    check("simclr_in_blocks", kind, world, errors)
+@pytest.mark.parametrize(
+    ("name", "kind"), [("simclr_in_blocks", "cnn"), ("simclr_in_blocks", "vit"), ("simclr_in_chunks", "vit")]
+)
+def test_a_large_batch_in_small_memory_gathers_alike(name: str, kind: str, world: int, errors: Errors) -> None:
+    check(name, kind, world, errors)
 
 
 def check(name: str, kind: str, world: int, errors: Errors) -> None:
