@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from pydantic import Field
 from torch import Tensor, nn
 
 from ssl_mednet.methods.base import Batch, Method, MethodConfig, StepOutput, register_method
+from ssl_mednet.methods.nt_xent import NTXent
 
 
 class SimCLRConfig(MethodConfig):
@@ -31,7 +31,7 @@ class SimCLR(Method):
     def __init__(self, backbone: nn.Module, config: SimCLRConfig) -> None:
         super().__init__(backbone, config)
         self.projection_head = SimCLRProjectionHead(backbone.num_features, config.hidden_dim, config.output_dim)
-        self.loss = NTXentLoss(temperature=config.temperature, gather_distributed=True)
+        self.loss = NTXent(config.temperature)
 
     def training_step(self, views: list[Tensor], batch: Batch) -> StepOutput:
         return self.compare(self.embed(views, batch), batch)

@@ -66,8 +66,8 @@ class PretrainModule(pl.LightningModule):
         torch.manual_seed(stable_hash(seed, step, self.global_rank, "torch"))
         size = self.recipe.optim.cache_chunk
         if 0 < size < len(images):
-            chunks = [self.prepare(step, images.take(part)) for part in torch.arange(len(images)).split(size)]
-            self.output = step_in_chunks(self.method, chunks, self.about(step, images))
+            prepare = functools.partial(self.prepare, step)
+            self.output = step_in_chunks(self.method, images, size, prepare, self.about(step, images))
         else:
             self.output = self.method.training_step(*self.prepare(step, images))
         return self.output.loss

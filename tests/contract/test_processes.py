@@ -24,10 +24,10 @@ every = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> Errors:
-    """Of all methods, and of one that is wrong on purpose."""
+    """Of all methods, of those that save memory, and of one that is wrong on purpose."""
     out = tmp_path_factory.mktemp("processes") / "errors.jsonl"
     paths = os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, str(FOLDER / "many_processes.py"), str(out), "wrong_method"]
+    command = [sys.executable, str(FOLDER / "many_processes.py"), str(out), "blocks_method", "wrong_method"]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": paths}, timeout=150)
     lines = map(json.loads, out.read_text().splitlines())  # of several batches the last one counts
     return {(line.pop("method"), line.pop("kind"), line.pop("world"), line.pop("dtype")): line for line in lines}
@@ -38,6 +38,18 @@ def test_gradients_are_those_of_one_process(name: str, kind: str, world: int, er
     reason = METHODS.get(name).across_processes
     if reason:
         pytest.skip(f"says that they are not: {reason}")
+    check(name, kind, world, errors)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("simclr_in_blocks", "cnn"), ("simclr_in_blocks", "vit"), ("simclr_in_chunks", "vit")]
+)
+def test_a_large_batch_in_small_memory_gathers_alike(name: str, kind: str, world: int, errors: Errors) -> None:
+    check(name, kind, world, errors)
+
+
+def check(name: str, kind: str, world: int, errors: Errors) -> None:
     for dtype, tolerance in TOLERANCE.items():
         found = errors[name, kind, world, dtype]
         assert found["gradients"] < tolerance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from ssl_mednet.backbones import backbone_args, create_backbone
 from ssl_mednet.backbones.norm import repeat_without_trace
 from ssl_mednet.draws import Draws
 from ssl_mednet.errors import RecipeError
+from ssl_mednet.imaging.batch import ImageBatch
+from ssl_mednet.imaging.modality import modality
 from ssl_mednet.methods import METHODS, Batch, Method, StepOutput
+from ssl_mednet.pretraining.build import build_module
 from ssl_mednet.pretraining.chunks import step_in_chunks
 from ssl_mednet.recipe import load_recipe
 
@@ -30,9 +34,18 @@ def info(rows: torch.Tensor) -> Batch:
     return Batch(rows, torch.zeros_like(rows), Draws(0, 0, rows), 0, 0.0)
 
 
+def stored(count: int) -> ImageBatch:
+    pixels = torch.randint(0, 256, (count, 1, 32, 32), dtype=torch.uint8)
+    window = torch.tensor([[0.0, 255.0]]).repeat(count, 1)
+    codes = torch.full((count,), modality("xray").code)
+    return ImageBatch(pixels, torch.full((count, 2), 32), window, codes, torch.arange(count))
+
+
 def chunked(method: Method, views: list[torch.Tensor]) -> StepOutput:
-    parts = torch.arange(IMAGES).split(CHUNK)
-    return step_in_chunks(method, [([v[p] for v in views], info(p)) for p in parts], info(torch.arange(IMAGES)))
+    def prepare(images: ImageBatch) -> tuple[list[torch.Tensor], Batch]:
+        return [view[images.rows] for view in views], info(images.rows)
+
+    return step_in_chunks(method, stored(IMAGES), CHUNK, prepare, info(torch.arange(IMAGES)))
 
 
 def gradient(method: Method) -> torch.Tensor:
@@ -99,6 +112,30 @@ def test_with_batch_norm_statistics_are_of_a_chunk_and_move_once_a_chunk() -> No
     assert apart(gradient(method), gradient(reference)) < 1e-5
     for (name, ours), theirs in zip(method.named_buffers(), reference.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_views_are_made_when_a_chunk_needs_them_and_are_the_same_both_times(precision: str) -> None:
+    keys = ["backbone.name=test_vit", "backbone.patch_size=8", "data.image_size=32", f"optim.cache_chunk={CHUNK}"]
+    module = build_module(load_recipe("simclr_gray.yaml", [*keys, "train.device=cpu"]), 100, (0.5,), (0.25,))
+    made: dict[tuple[int, ...], list[list[torch.Tensor]]] = {}
+    held: list[int] = []  # chunks whose views were alive when the next ones were made
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def remember(maker: nn.Module, inputs: tuple[ImageBatch, Draws], views: list[torch.Tensor]) -> None:
+        made.setdefault(tuple(inputs[0].rows.tolist()), []).append([view.clone() for view in views])
+        held.append(sum(ref() is not None for ref in alive))
+        alive.append(weakref.ref(views[0]))
+
+    module.views.register_forward_hook(remember)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        loss = module.training_step((3, stored(IMAGES)), 0)
+    loss.backward()
+    assert [len(times) for times in made.values()] == [2] * len(torch.arange(IMAGES).split(CHUNK))
+    assert all(
+        torch.equal(one, other) for first, second in made.values() for one, other in zip(first, second, strict=True)
+    )
+    assert max(held) <= 1
 
 
 @pytest.mark.parametrize(("name", "net"), [("simclr", "test_resnet"), ("byol", "test_vit"), ("mae", "test_vit")])
