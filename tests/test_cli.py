@@ -71,7 +71,10 @@ def test_from_images_to_a_classifier_and_its_answers(
     assert not (tmp_path / "run").exists()  # told before the training
     assert "vs. 1st" in verb(*start, "--compare", task)[0]
     assert (tmp_path / "run" / "results" / "results.json").is_file()
-    assert "on 20 test images" in verb("finetune", "-w", run, "-d", task, "-o", model, "resamples=50")[0]
+    assert (
+        "on 20 test images"
+        in verb("finetune", "-w", run, "-d", task, "-o", model, "--protocol", "linear", "resamples=50")[0]
+    )
     assert (tmp_path / "model" / "report.html").is_file()
     out, err = verb("predict", "--model", model, "phantoms:gray?n=10&size=32", "no.png")
     assert out.startswith("file,index,predicted,p_ct,")

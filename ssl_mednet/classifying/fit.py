@@ -38,6 +38,8 @@ from ssl_mednet.probe import LinearProbe, best_threshold, fit_temperature, with_
 LINEAR, BOTH = "linear", "linear_then_finetune"
 PROTOCOLS = (LINEAR, "finetune", BOTH)
 FEW = 1000  # labelled images, below which a probe is cross-validated where the set has no val split of its own
+# What is fine-tuned by default: with fewer images val can choose no epoch; larger nets take too long without a GPU.
+ENOUGH, SMALL_NET, SMALL_IMAGE = 60, 8_000_000, 96  # labelled images; parameters; side of the images, pixels
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def finetune(
         data: a labelled set.
         out: folder of the model; it appears whole or not at all.
         protocol: ``"linear"`` (the backbone stays frozen: seconds), ``"finetune"``, ``"linear_then_finetune"``, or
-            ``"auto"``: the last where there are ``FEW`` labelled images or more, else the first.
+            ``"auto"``: the last where it takes about a minute (a GPU, or a net of at most ``SMALL_NET`` parameters at
+            ``SMALL_IMAGE`` pixels) and there are ``ENOUGH`` images, else the first.
         channels: ``"auto"`` takes those of the weights, gray for ImageNet.
         convert: turn images of the other kind into this one.
         modality: of images that do not say their own.
@@ -124,7 +127,7 @@ def finetune(
     bench = Bench(base.weights, task, plan, device, quiet)
     labelled = len(task.splits["train"]) + len(task.splits["val"])
     if protocol == "auto":
-        protocol = BOTH if labelled >= FEW else LINEAR
+        protocol = BOTH if labelled >= ENOUGH and _affordable(base, device) else LINEAR
     folds = protocol == LINEAR and "val" in task.made and labelled < FEW
     fit = _by_folds(bench) if folds else _by_val(bench, protocol)
     with whole_folder(folder) as temporary:
@@ -137,6 +140,13 @@ def finetune(
         write_head(temporary, fit.classifier.head.weight, fit.classifier.head.bias, fit.unlike, said)
         (temporary / "README.md").write_text(model_readme(folder.name, said))
     return Fitted(folder, row, fit.cross_validated, said["data"]["publishing"])
+
+
+def _affordable(base: Base, device: torch.device) -> bool:
+    """Whether fine-tuning takes minutes at most."""
+    weights = base.weights
+    small = sum(p.numel() for p in weights.model.parameters()) <= SMALL_NET
+    return device.type != "cpu" or (small and weights.preprocessing.image_size <= SMALL_IMAGE)
 
 
 def _by_val(bench: Bench, protocol: str) -> _Fit:

@@ -22,7 +22,7 @@ def finetune(
     data: Annotated[list[str] | None, typer.Option("--data", "-d", help="A labelled set.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the model.")] = None,
     protocol: Annotated[
-        str, typer.Option(help="linear (seconds), finetune, linear_then_finetune; auto: by the number of images.")
+        str, typer.Option(help="linear (seconds), finetune, linear_then_finetune (a minute or more); auto.")
     ] = "auto",
     channels: Annotated[str, typer.Option(help="gray, color, or auto: those of the weights.")] = "auto",
     convert: Annotated[bool, typer.Option("--convert", help="Turn images of the other kind into this one.")] = False,
@@ -32,8 +32,9 @@ def finetune(
 ) -> None:
     """Make a classifier from weights and labelled images, calibrated, with a card and a report.
 
-    Without splits of its own the set is split by group. With fewer than 1,000 labelled images the backbone stays frozen
-    and all that is chosen comes from cross-validation, which needs no val split.
+    By default the linear probe comes first and then all is fine-tuned; with fewer than 60 images, or a large net and no
+    GPU, the backbone stays frozen. Without splits of its own the set is split by group; a linear classifier of fewer
+    than 1,000 images needs no val split, what is chosen for it comes from cross-validation.
 
     [bold]Examples[/bold]
 

@@ -40,4 +40,4 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fitted(backbone: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
-    return finetune(backbone, labelled, tmp_path_factory.mktemp("models") / "dark", quiet=True)
+    return finetune(backbone, labelled, tmp_path_factory.mktemp("models") / "dark", "linear", quiet=True)

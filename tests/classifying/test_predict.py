@@ -109,7 +109,7 @@ def test_noise_is_unlike_and_images_of_the_kind_are_not(fitted: Fitted, tmp_path
 def test_a_model_of_chest_x_rays_flags_other_parts_of_the_body(data_root: Path, backbone: Path, tmp_path: Path) -> None:
     """Real images, few of each: what is flagged of its own test images, of brain MRI and breast ultrasound."""
     few(data_root / "kermany_cxr.zip", tmp_path / "train", ("train",), 60)
-    model = finetune(backbone, tmp_path / "train", tmp_path / "m", quiet=True).folder
+    model = finetune(backbone, tmp_path / "train", tmp_path / "m", "linear", quiet=True).folder
     flagged = {}
     for name in ("kermany_cxr", "brain_mri", "busi_us"):
         few(data_root / f"{name}.zip", tmp_path / name, ("val",), 40)
