@@ -31,7 +31,8 @@ from ssl_mednet.pretraining.processes import joined, settled_by_first
 from ssl_mednet.pretraining.share import check_given, check_share
 from ssl_mednet.pretraining.world import World, given_world, own_worlds
 from ssl_mednet.progress import warn
-from ssl_mednet.recipe import Recipe, load_recipe
+from ssl_mednet.recipe import load_recipe
+from ssl_mednet.schema import Recipe
 
 
 def pretrain(
