@@ -14,7 +14,7 @@ FLOORS = [
     {"cli", "__init__"},
     {"reporting"},
     {"pretraining", "evaluation", "auditing", "classifying", "exporting", "contact_sheet", "listing", "doctor"},
-    {"data", "ingesting", "catalog", "augment", "methods", "recipe"},
+    {"data", "ingesting", "catalog", "augment", "methods", "recipe", "schema"},
     {"imaging", "backbones", "probe", "registry", "shipped", "progress", "draws", "files"},
     {"errors"},
 ]

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from ssl_mednet.errors import RecipeError
-from ssl_mednet.recipe import Recipe, load_recipe
+from ssl_mednet.recipe import load_recipe
+from ssl_mednet.schema import Recipe
 from ssl_mednet.shipped import find_shipped, list_shipped, shipped_folder
 
 

@@ -24,7 +24,7 @@ from ssl_mednet.methods import View
 from ssl_mednet.probe.linear import LinearProbe
 from ssl_mednet.probe.metrics import auroc
 from ssl_mednet.progress import Progress
-from ssl_mednet.recipe import Recipe, Section, Share
+from ssl_mednet.schema import Recipe, Section, Share
 
 if TYPE_CHECKING:
     from ssl_mednet.evaluation.weights import Weights

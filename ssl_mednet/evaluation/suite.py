@@ -11,7 +11,8 @@ from ssl_mednet.backbones.optim import check_optimizer
 from ssl_mednet.errors import RecipeError
 from ssl_mednet.evaluation.finetune import FinetuneSection
 from ssl_mednet.probe import DEFAULT_KS, DEFAULT_STRENGTHS
-from ssl_mednet.recipe import Section, parse, read_yaml
+from ssl_mednet.recipe import parse, read_yaml
+from ssl_mednet.schema import Section
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]

@@ -18,7 +18,8 @@ from ssl_mednet.methods import METHODS, Method, View
 from ssl_mednet.pretraining.module import PretrainModule
 from ssl_mednet.pretraining.strategy import is_sharded
 from ssl_mednet.pretraining.world import World
-from ssl_mednet.recipe import Recipe, model_args
+from ssl_mednet.recipe import model_args
+from ssl_mednet.schema import Recipe
 
 ALONE = World()
 DEFAULT_EPOCHS = 100.0

@@ -14,7 +14,8 @@ from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.errors import DataError, RecipeError
 from ssl_mednet.pretraining.checkpoints import Checkpoint
 from ssl_mednet.pretraining.module import PretrainModule
-from ssl_mednet.recipe import OptimSection, Recipe, load_recipe
+from ssl_mednet.recipe import load_recipe
+from ssl_mednet.schema import OptimSection, Recipe
 
 # Where and how safely a run computes, not what it computes.
 FREE = (

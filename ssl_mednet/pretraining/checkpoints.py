@@ -75,6 +75,13 @@ def last_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
+def tidy(folder: Path) -> None:
+    """Remove what a run that was killed while it wrote has left of unfinished files."""
+    for left in (*folder.glob(".*.partial"), *(folder / FOLDER).glob(".*.partial")):
+        if left.is_file():
+            left.unlink(missing_ok=True)
+
+
 def _problem(path: Path) -> str:
     """What is wrong with a checkpoint, in words that follow its name; empty for nothing."""
     try:
@@ -200,10 +207,6 @@ class Checkpoints(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = WholeFiles()
-        if trainer.is_global_zero:
-            for left in (*self.folder.glob(".*.partial"), *(self.folder / FOLDER).glob(".*.partial")):
-                if left.is_file():  # of a run that was killed while it wrote
-                    left.unlink(missing_ok=True)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

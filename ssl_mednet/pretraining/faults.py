@@ -15,7 +15,7 @@ from ssl_mednet.errors import TrainingError
 from ssl_mednet.pretraining.module import PretrainModule
 from ssl_mednet.pretraining.replay import bundle_path, write_bundle
 from ssl_mednet.progress import warn
-from ssl_mednet.recipe import Recipe
+from ssl_mednet.schema import Recipe
 
 _SMALLEST_SCALE = 1.0  # of fp16: below it a gradient that is not finite is no longer the scaler's doing
 

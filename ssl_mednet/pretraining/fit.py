@@ -39,7 +39,8 @@ from ssl_mednet.pretraining.share import describe_update, words
 from ssl_mednet.pretraining.stopping import Stopped, StopSignals
 from ssl_mednet.pretraining.strategy import spread, whole_state
 from ssl_mednet.pretraining.world import World
-from ssl_mednet.recipe import Recipe, model_args
+from ssl_mednet.recipe import model_args
+from ssl_mednet.schema import Recipe
 
 
 @dataclass(frozen=True)

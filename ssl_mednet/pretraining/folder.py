@@ -19,7 +19,7 @@ from ssl_mednet.files import replacing, write_json
 from ssl_mednet.pretraining.build import resolve_precision
 from ssl_mednet.pretraining.checkpoints import all_checkpoints
 from ssl_mednet.progress import warn
-from ssl_mednet.recipe import Recipe
+from ssl_mednet.schema import Recipe
 
 RECIPE, ENVIRONMENT, BACKBONE = "recipe.yaml", "environment.json", "backbone"
 

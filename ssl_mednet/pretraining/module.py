@@ -18,7 +18,7 @@ from ssl_mednet.methods import Batch, Method, StepOutput
 from ssl_mednet.pretraining.chunks import step_in_chunks
 from ssl_mednet.pretraining.processes import averaged
 from ssl_mednet.pretraining.strategy import shard, whole_norm
-from ssl_mednet.recipe import Recipe
+from ssl_mednet.schema import Recipe
 
 
 class SkippedUpdate(Exception):

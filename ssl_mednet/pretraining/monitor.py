@@ -16,7 +16,7 @@ from ssl_mednet.data.loader import BatchStream
 from ssl_mednet.pretraining.alarm import CollapseAlarm
 from ssl_mednet.pretraining.curves import Curves, Speed, TimedStream
 from ssl_mednet.pretraining.online import Online, open_probe
-from ssl_mednet.recipe import Recipe
+from ssl_mednet.schema import Recipe
 
 
 @dataclass(frozen=True)

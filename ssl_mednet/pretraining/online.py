@@ -22,7 +22,7 @@ from ssl_mednet.pretraining.frozen import frozen_features
 from ssl_mednet.pretraining.module import PretrainModule
 from ssl_mednet.probe import METRICS, fit_linear, knn_scores
 from ssl_mednet.progress import warn
-from ssl_mednet.recipe import Recipe
+from ssl_mednet.schema import Recipe
 
 HELD = 512  # images of the corpus that RankMe is taken of
 NEIGHBOURS = 20  # votes of the kNN probe (Caron et al. 2021, arXiv 2104.14294, section 4.1)

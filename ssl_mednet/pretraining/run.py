@@ -22,7 +22,7 @@ from ssl_mednet.pretraining.build import (
     with_weights,
 )
 from ssl_mednet.pretraining.changes import began_with, check_data, check_recipe, describe_data
-from ssl_mednet.pretraining.checkpoints import last_checkpoint
+from ssl_mednet.pretraining.checkpoints import last_checkpoint, tidy
 from ssl_mednet.pretraining.faults import memory_explained
 from ssl_mednet.pretraining.fit import Job, Result, fit, quiet_libraries
 from ssl_mednet.pretraining.folder import BACKBONE, RECIPE, run_folder
@@ -31,7 +31,8 @@ from ssl_mednet.pretraining.processes import joined, settled_by_first
 from ssl_mednet.pretraining.share import check_given, check_share
 from ssl_mednet.pretraining.world import World, given_world, own_worlds
 from ssl_mednet.progress import warn
-from ssl_mednet.recipe import Recipe, load_recipe
+from ssl_mednet.recipe import load_recipe
+from ssl_mednet.schema import Recipe
 
 
 def pretrain(
@@ -87,6 +88,7 @@ def _prepare(recipe: Recipe, out: str | Path | None, resume: bool, allow_changes
     corpus = recipe_corpus(recipe, quiet)
     rows = recipe_rows(recipe, corpus)
     recipe = with_weights(with_length(recipe, len(rows)), corpus)
+    tidy(folder)
     at = last_checkpoint(folder)
     step = at.step if at is not None else 0
     notes = check_recipe(began_with(folder, at), recipe, folder, step, allow_changes)

@@ -8,7 +8,7 @@ from ssl_mednet.backbones.norm import has_batch_norm
 from ssl_mednet.errors import RecipeError
 from ssl_mednet.methods import Method
 from ssl_mednet.pretraining.world import World
-from ssl_mednet.recipe import Recipe
+from ssl_mednet.schema import Recipe
 
 
 def check_given(recipe: Recipe, world: World) -> None:

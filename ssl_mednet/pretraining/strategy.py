@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from ssl_mednet.methods import Method
 from ssl_mednet.pretraining.world import World
-from ssl_mednet.recipe import Recipe
+from ssl_mednet.schema import Recipe
 
 
 def is_sharded(recipe: Recipe, world: World) -> bool:

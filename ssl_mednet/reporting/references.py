@@ -11,9 +11,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ssl_mednet.recipe import Section, parse, read_yaml
+from ssl_mednet.recipe import parse, read_yaml
 from ssl_mednet.reporting import words
 from ssl_mednet.reporting.rows import Row
+from ssl_mednet.schema import Section
 
 FILE = "references"
 _OURS = re.compile(r"medmnist:(?P<name>[a-z]+)", re.IGNORECASE)

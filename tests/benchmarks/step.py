@@ -28,7 +28,8 @@ from ssl_mednet.pretraining.build import build_module, recipe_corpus
 from ssl_mednet.pretraining.curves import Curves
 from ssl_mednet.pretraining.fit import build_trainer, quiet_libraries
 from ssl_mednet.pretraining.module import PretrainModule
-from ssl_mednet.recipe import Recipe, load_recipe
+from ssl_mednet.recipe import load_recipe
+from ssl_mednet.schema import Recipe
 
 SETUPS = {
     "simclr": ["backbone.name=resnet18"],

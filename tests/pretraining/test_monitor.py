@@ -28,7 +28,8 @@ from ssl_mednet.pretraining.build import build_module
 from ssl_mednet.pretraining.curves import TimedStream
 from ssl_mednet.pretraining.frozen import frozen, frozen_features
 from ssl_mednet.pretraining.stopping import Stopped
-from ssl_mednet.recipe import Recipe, load_recipe
+from ssl_mednet.recipe import load_recipe
+from ssl_mednet.schema import Recipe
 
 SMALL: dict[str, Any] = {
     "name": "small",

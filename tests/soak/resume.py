@@ -28,6 +28,7 @@ from killed import KINDS, Run, differences
 
 STEPS, EVERY = 24, 4
 PATIENCE = 300.0  # seconds for one run: longer is a hang
+FINISHED = 2  # exit code of resuming a finished run
 NETS = {"simclr": "test_resnet", "byol": "test_resnet", "mae": "test_vit"}
 
 
@@ -78,6 +79,7 @@ class Trial:
     def kill_once(self, events: dict[str, int], seconds: float, draw: random.Random) -> bool:
         """Start or resume, and kill; whether the kill came before the end."""
         if (self.folder / "parts" / "backbone").is_dir():  # the last kill came after the artifact had its name
+            self._tidy()
             self._compare()
             shutil.rmtree(self.folder / "parts")
         at: tuple[str, int] | None = None
@@ -101,7 +103,15 @@ class Trial:
         """Resume to the end and compare."""
         if not (self.folder / "parts" / "backbone").is_dir():
             self._ended(self.start("parts"), "parts")
+        else:
+            self._tidy()
         self._compare()
+
+    def _tidy(self) -> None:
+        """A run killed after its artifact had its name is finished: resuming says so, and clears up."""
+        code = self.start("parts").wait(PATIENCE)
+        if code != FINISHED:
+            raise SystemExit(f"{self.name}: exit code {code} of a finished run: {self._log('parts')}")
 
     def _compare(self) -> None:
         self.different += differences(self.folder / "whole", self.folder / "parts")
