@@ -148,10 +148,13 @@ def _cells(features: np.ndarray) -> np.ndarray:
         return np.zeros((len(features), 1), np.int64)
     count = -(-len(features) // (_CELL // 2))
     sample = features[:: max(1, len(features) // (256 * count))].astype(np.float32)
-    means = faiss.Kmeans(features.shape[1], count, niter=10, spherical=True, seed=0)
-    means.train(np.ascontiguousarray(sample))
+    # Not faiss.Kmeans, which reads a C++ vector back: in a process that has loaded SimpleITK that one answers for it.
+    means = faiss.Clustering(features.shape[1], count)
+    means.niter, means.spherical, means.seed = 10, True, 0
+    index = faiss.IndexFlatIP(features.shape[1])
+    means.train(np.ascontiguousarray(sample), index)  # leaves the means in the index
     parts = [
-        means.index.search(features[start : start + _CELL].astype(np.float32), min(_NEAREST, count))[1]
+        index.search(features[start : start + _CELL].astype(np.float32), min(_NEAREST, count))[1]
         for start in range(0, len(features), _CELL)
     ]
     return np.concatenate(parts)

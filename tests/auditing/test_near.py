@@ -155,6 +155,8 @@ def within(features: np.ndarray, cosine: float) -> list[tuple[int, int]]:
 
 
 def test_embeddings_within_a_corpus_are_all_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    import SimpleITK  # noqa: F401  its wrapped vectors must not get in the way of those of faiss
+
     features = clustered(1000)
     wide = features.astype(np.float32)
     expected = {(int(a), int(b)) for a, b in np.argwhere(wide @ wide.T >= 0.95) if a < b}

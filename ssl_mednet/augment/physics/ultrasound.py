@@ -33,37 +33,45 @@ def fan_mask(images: Tensor, sizes: Tensor) -> Tensor:
     Returns:
         ``[B, 1, H, W]`` of 0 and 1 in the images' type, its border repeated as that of the images.
     """
-    count, _, height, width = images.shape
+    height, width = images.shape[-2:]
     sizes = sizes.to(images.device)
-    share = (torch.arange(_SIDE, device=images.device) + 0.5) / _SIDE
-    raster = _index((share * sizes[:, :1]).long(), (share * sizes[:, 1:]).long(), width)
-    brightest = images.amax(dim=1).flatten(1).gather(1, raster.flatten(1)).view(count, 1, _SIDE, _SIDE)
-    echo = F.pad((brightest > _FLOOR).float(), (2, 2, 2, 2), mode="replicate")
+    whole = bool((sizes == sizes.new_tensor([height, width])).all())
+    raster = F.interpolate(images, (_SIDE, _SIDE), mode="nearest-exact") if whole else _raster(images, sizes)
+    echo = F.pad((raster.amax(dim=1, keepdim=True) > _FLOOR).float(), (2, 2, 2, 2), mode="replicate")
     for dim in (2, 3):
         echo = torch.stack([echo.narrow(dim, shift, _SIDE) for shift in range(5)]).mean(dim=0)
     dense = echo > _DENSE
     mask = _between(_between(dense, 2) & _between(dense, 3), 2)
     covered = mask.float().mean(dim=(1, 2, 3), keepdim=True)
-    mask = (mask | (covered < _LEAST) | (covered > _MOST)).flatten(1)
+    mask = mask | (covered < _LEAST) | (covered > _MOST)
+    if whole:
+        return F.interpolate(mask.to(images.dtype), (height, width), mode="nearest")
     row, column = (
         torch.arange(side, device=images.device).minimum(valid - 1) * _SIDE // valid
         for side, valid in ((height, sizes[:, :1]), (width, sizes[:, 1:]))
     )
-    return mask.gather(1, _index(row, column, _SIDE).flatten(1)).view(count, 1, height, width).to(images.dtype)
+    return _pixels(mask, row, column).to(images.dtype)
 
 
-def _index(rows: Tensor, columns: Tensor, width: int) -> Tensor:
-    """``[B, h, w]`` positions in a flattened image of the pixels at these rows and columns."""
-    return rows[:, :, None] * width + columns[:, None, :]
+def _raster(images: Tensor, sizes: Tensor) -> Tensor:
+    """``[B, C, _SIDE, _SIDE]``: every image's valid part, a pixel for each field of the raster."""
+    share = (torch.arange(_SIDE, device=images.device) + 0.5) / _SIDE
+    return _pixels(images, (share * sizes[:, :1]).long(), (share * sizes[:, 1:]).long())
+
+
+def _pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """``[B, C, h, w]``: of each image the pixels at its rows ``[B, h]`` and columns ``[B, w]``."""
+    count, channels, _, width = images.shape
+    places = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)[:, None].expand(-1, channels, -1)
+    return images.flatten(2).gather(2, places).view(count, channels, rows.shape[1], columns.shape[1])
 
 
 def _between(flags: Tensor, dim: int) -> Tensor:
-    """From the first to the last set flag along ``dim``."""
-    size = flags.shape[dim]
-    at = torch.arange(size, device=flags.device, dtype=torch.int16).view((-1, 1) if dim == 2 else (1, -1))
-    first = torch.where(flags, at, size).amin(dim, keepdim=True)
-    last = torch.where(flags, at, -1).amax(dim, keepdim=True)
-    return (at >= first) & (at <= last)
+    """From the first to the last set flag along ``dim``, of ``[B, 1, S, S]``: flags on both sides, itself included."""
+    upto = torch.ones(flags.shape[dim], flags.shape[dim], device=flags.device).triu()
+    x = flags.float()
+    before, after = (x @ upto, x @ upto.T) if dim == 3 else (upto.T @ x, upto @ x)  # counts, exact
+    return (before > 0) & (after > 0)
 
 
 @register_op("depth_attenuation")
