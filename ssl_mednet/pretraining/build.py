@@ -64,6 +64,13 @@ def recipe_start(recipe: Recipe) -> Start | None:
     return load_start(recipe.backbone.weights, recipe.data.channels, recipe.backbone.name, model_args(recipe))
 
 
+def view_statistics(
+    corpus: Corpus, rows: np.ndarray, start: Start | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that views are normalised by: those of the images, or those that the first weights know."""
+    return corpus.statistics(rows) if start is None else (start.mean, start.std)
+
+
 def recipe_corpus(recipe: Recipe, quiet: bool) -> Corpus:
     """The images that a recipe pretrains on."""
     data = recipe.data

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,26 +132,20 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: it could not be written (a full disk); nothing is left of the attempt.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
-            hashed = _Hashed(file)
-            torch.save(content, cast(BinaryIO, hashed))
-            file.flush()
-            os.fsync(file.fileno())
-        digest = hashed.digest.hexdigest()
-        if sha256(partial) != digest:
-            raise OSError(errno.EIO, "what was written reads back otherwise", str(partial))
-        path.unlink(missing_ok=True)  # one of this name has another checksum
-        with replacing(_seal(path)) as temporary:
-            temporary.write_text(f"{digest}  {path.name}\n")
-        partial.replace(path)
+        with replacing(path) as partial:
+            with partial.open("wb") as file:
+                hashed = _Hashed(file)
+                torch.save(content, cast(BinaryIO, hashed))
+            digest = hashed.digest.hexdigest()
+            if sha256(partial) != digest:
+                raise OSError(errno.EIO, "what was written reads back otherwise", str(partial))
+            path.unlink(missing_ok=True)  # one of this name has another checksum
+            with replacing(_seal(path)) as temporary:
+                temporary.write_text(f"{digest}  {path.name}\n")
         sync_folder(path.parent)
     except RuntimeError as error:  # torch's archive writer hides the reason of the file
         raise _cause(error) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _cause(error: BaseException) -> OSError:

@@ -25,7 +25,15 @@ from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.data.loader import BatchStream
 from ssl_mednet.errors import TrainingError
-from ssl_mednet.pretraining.build import ALONE, build_module, device_kind, recipe_rows, recipe_start, resolve_precision
+from ssl_mednet.pretraining.build import (
+    ALONE,
+    build_module,
+    device_kind,
+    recipe_rows,
+    recipe_start,
+    resolve_precision,
+    view_statistics,
+)
 from ssl_mednet.pretraining.changes import amend, check_shapes, describe_data
 from ssl_mednet.pretraining.checkpoints import Checkpoint, Checkpoints
 from ssl_mednet.pretraining.curves import ProgressBar
@@ -97,7 +105,7 @@ def fit(job: Job, world: World, quiet: bool) -> Result:
     steps, start = recipe.train.steps, job.at.step if job.at is not None else 0
     assert steps is not None
     begin = recipe_start(recipe)
-    mean, std = corpus.statistics(rows) if begin is None else (begin.mean, begin.std)  # as its weights know images
+    mean, std = view_statistics(corpus, rows, begin)
     rotten = RottenRows(folder, corpus)
     stream = _stream(recipe, corpus, rows, world, rotten)
     stream.start = start * recipe.optim.accumulate

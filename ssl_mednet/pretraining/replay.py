@@ -16,7 +16,7 @@ from torch import nn
 
 from ssl_mednet.errors import DataError, RecipeError
 from ssl_mednet.files import replacing, write_json
-from ssl_mednet.pretraining.build import build_module, recipe_corpus, recipe_rows
+from ssl_mednet.pretraining.build import build_module, recipe_corpus, recipe_rows, recipe_start, view_statistics
 from ssl_mednet.pretraining.module import PretrainModule
 from ssl_mednet.recipe import load_recipe
 
@@ -108,7 +108,8 @@ def replay(bundle: str | Path, quiet: bool = False) -> Replayed:
         told = f"fingerprint {about['data']['fingerprint']} -> {corpus.meta['fingerprint']}"
         raise DataError(f"{bundle}: the images have changed since ({told})")
     with torch.random.fork_rng():
-        module = build_module(recipe, about["total_steps"], *corpus.statistics(recipe_rows(recipe, corpus)))
+        statistics = view_statistics(corpus, recipe_rows(recipe, corpus), recipe_start(recipe))
+        module = build_module(recipe, about["total_steps"], *statistics)
         weights = torch.load(bundle / WEIGHTS, map_location="cpu", weights_only=True)
         module.load_state_dict(weights)
         module.to(about["device"]).train()

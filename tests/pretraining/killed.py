@@ -1,7 +1,8 @@
-"""Pretraining in a process of its own that kills its whole group with -9 at an event: what kill tests are made of.
+"""Pretraining in a process of its own that is killed with -9 at an event: what kill tests are made of.
 
 An event is a kind and a number: the fifth write into a checkpoint file, the second rename, the third update. The same
-events are counted in a run that is not killed, so that a moment can be drawn from all there are.
+events are counted in a run that is not killed, so that a moment can be drawn from all there are. In a run of several
+processes each counts its own; the kill names the one whose event it is, and ends that one alone or all of them.
 
     KILLED_JOB='{"kill": ["write", 5], "log": "log.txt", "counts": "counts.json"}' python killed.py pretrain ...
 """
@@ -14,8 +15,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +30,50 @@ _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(["ssl_mednet.pretraining.run", "ssl_mednet.cli"])
 
 
-class Clock:
-    """Counts events by kind, and ends everything at one of them."""
+@dataclass(frozen=True)
+class Kill:
+    """When a run is killed: at the event ``number`` of a kind in process ``rank``; ``alone``: that process only."""
 
-    def __init__(self, kill: tuple[str, int] | None) -> None:
-        self.kill, self.counts = kill, Counter[str]()
+    kind: str
+    number: int
+    rank: int = 0
+    alone: bool = False
+
+
+class Clock:
+    """Counts events by kind in one process, keeps the counts in a file, and kills at one of them.
+
+    Args:
+        job: what :class:`Run` wants.
+        several: this is one of several processes, which knows its rank only once it has joined them.
+    """
+
+    def __init__(self, job: dict[str, Any], several: bool) -> None:
+        self.kill = Kill(**job["kill"]) if job["kill"] else None
+        self.file, self.several, self.counts = Path(job["counts"]), several, Counter[str]()
+        self.trained = [0.0, 0.0]  # when the first batch and the last update were, on the clock of the machine
 
     def tick(self, kind: str) -> None:
+        if self.several and "RANK" not in os.environ:
+            return
+        rank = int(os.environ.get("RANK", "0"))
         self.counts[kind] += 1
-        if self.kill == (kind, self.counts[kind]):
-            os.killpg(os.getpgrp(), signal.SIGKILL)
-            signal.pause()  # the signal of a group reaches its sender too, but not before this returns
+        if kind == "update" or (kind == "batch" and self.counts[kind] == 1):
+            self.trained[kind == "update"] = time.monotonic()
+        self._write(rank)
+        if self.kill is None or (self.kill.kind, self.kill.number) != (kind, self.counts[kind]):
+            return
+        if self.kill.rank == rank:
+            if not self.kill.alone:
+                kill_run(os.getppid() if self.several else os.getpid(), last=os.getpid())
+            os.kill(os.getpid(), signal.SIGKILL)
+            signal.pause()
+
+    def _write(self, rank: int) -> None:
+        path = f"{self.file}.{rank}"
+        with open(f"{path}.new", "w") as file:  # noqa: PTH123  what Path does is counted
+            json.dump({"counts": self.counts, "trained": self.trained}, file)
+        os.replace(f"{path}.new", path)  # noqa: PTH105
 
     def before(self, owner: Any, name: str, kind: str) -> None:
         self._wrap(owner, name, lambda: self.tick(kind), lambda: None)
@@ -76,20 +113,28 @@ def _wind(clock: Clock) -> None:
     clock.after(Path, "rename", "artifact")
 
 
-def work(job: dict[str, Any]) -> None:
-    """Run the command line in this process, as the job says."""
+def kill_run(parent: int, last: int = 0) -> None:
+    """Kill a run at once with -9: the process that was started, and those it has started; ``last`` is left."""
+    try:
+        children = [int(p) for p in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    except FileNotFoundError:
+        return
+    for pid in [parent, *children]:
+        if pid != last:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def work(job: dict[str, Any], several: bool = False) -> None:
+    """Run the command line in this process, as the job says; of ``several`` processes this one only starts them."""
     number = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(number, 1)
     os.dup2(number, 2)
-    clock = Clock(tuple(job["kill"]) if job["kill"] else None)
-    _wind(clock)
+    if not several:
+        _wind(Clock(job, several))
     from ssl_mednet.cli import main
 
-    try:
-        main()
-    finally:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            Path(job["counts"]).write_text(json.dumps(clock.counts))
+    main()
 
 
 def _forked(job: dict[str, Any], arguments: list[str], environment: dict[str, str]) -> None:
@@ -105,17 +150,19 @@ class Run:
     Args:
         arguments: of the command line, from the verb on.
         log: takes what it prints.
-        kill: kind and number of the event that ends it; see above.
-        warm: fork it from a server that has imported the package; only for runs of one process, which it saves the
-            seconds of the import.
+        kill: the event that ends it.
+        several: the run has more than one process. One that has not is forked from a server that has imported the
+            package, which saves the seconds of the import.
     """
 
-    def __init__(self, arguments: list[str], log: Path, kill: tuple[str, int] | None = None, warm: bool = True) -> None:
+    def __init__(self, arguments: list[str], log: Path, kill: Kill | None = None, several: bool = False) -> None:
         self.counts_file = log.with_suffix(".counts.json")
-        self.counts_file.unlink(missing_ok=True)
-        job = {"kill": kill, "log": str(log), "counts": str(self.counts_file)}
+        for left in self.counts_file.parent.glob(f"{self.counts_file.name}.*"):
+            left.unlink()
+        job = {"kill": asdict(kill) if kill else None, "log": str(log), "counts": str(self.counts_file)}
+        self.began = time.monotonic()
         self._forked: Any = None
-        if warm:
+        if not several:
             self._forked = _forkserver.Process(target=_forked, args=(job, arguments, dict(os.environ)))
             self._forked.start()
             self.pid: int = self._forked.pid
@@ -126,9 +173,19 @@ class Run:
             self.pid = self._process.pid
 
     @property
-    def counts(self) -> dict[str, int]:
-        """How many events of each kind there were, in a run that has ended by itself."""
-        return json.loads(self.counts_file.read_text())
+    def counts(self) -> list[dict[str, int]]:
+        """How many events of each kind each process has had."""
+        return [process["counts"] for process in self._told()]
+
+    @property
+    def trained(self) -> tuple[float, float]:
+        """Seconds from the start to the first batch and to the last update of process 0."""
+        first, last = self._told()[0]["trained"]
+        return first - self.began, last - self.began
+
+    def _told(self) -> list[dict[str, Any]]:
+        found = sorted(self.counts_file.parent.glob(f"{self.counts_file.name}.[0-9]"))
+        return [json.loads(path.read_text()) for path in found]
 
     def wait(self, seconds: float) -> int | None:
         """The exit code (minus the signal, where one ended it); None while it still runs."""
@@ -141,10 +198,7 @@ class Run:
             return None
 
     def kill(self) -> None:
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:  # it has ended, or has not yet a group of its own
-            os.kill(self.pid, signal.SIGKILL)
+        kill_run(self.pid)
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -184,4 +238,6 @@ def unequal(one: Any, other: Any, where: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    work(json.loads(os.environ["KILLED_JOB"]))
+    work(json.loads(os.environ["KILLED_JOB"]), several=True)
+elif __name__ == "__mp_main__" and "KILLED_JOB" in os.environ:  # one of the processes that the run has started
+    _wind(Clock(json.loads(os.environ["KILLED_JOB"]), several=True))

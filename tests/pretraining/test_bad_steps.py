@@ -138,6 +138,20 @@ def test_too_many_in_a_row_stop_with_a_bundle_that_shows_the_first_again(
         pretrain(out=tmp_path / "run", resume=True, quiet=True)
 
 
+def test_a_step_of_a_run_that_began_from_weights_is_shown_as_they_know_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = SMALL | {"data": SMALL["data"] | {"source": "phantoms:gray?n=60&seed=5"}}  # images of another mean
+    parent = pretrain(other, out=tmp_path / "parent", overrides=["train.steps=1"], quiet=True).folder
+    spoil(monkeypatch, {1})  # the second batch of the first update
+    overrides = [f"backbone.weights={parent}", "optim.accumulate=2", "train.max_bad_steps=1"]
+    with pytest.raises(TrainingError, match="--replay"):
+        pretrain(SMALL, out=tmp_path / "run", overrides=overrides, quiet=True)
+    again = replay(tmp_path / "run" / "replay" / "step_1", quiet=True)
+    assert math.isfinite(again.then[0])
+    assert again.now[0] == again.then[0]  # bit for bit
+
+
 def test_weights_that_blew_up_are_named_where_the_first_number_is_lost(tmp_path: Path) -> None:
     overrides = ["optim.lr=1e30", "optim.warmup=0", "train.max_bad_steps=2"]
     with pytest.raises(TrainingError, match="--replay"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed import Run, differences
+from killed import Kill, Run, differences
 
 from ssl_mednet import pretrain
 from ssl_mednet.errors import ResumeMe, TrainingError
@@ -59,9 +59,9 @@ def test_a_run_killed_with_minus_nine_at_any_moment_ends_with_the_same_bits(accu
     overrides = [f"optim.accumulate={accumulate}"]
     reference = Run(arguments(tmp_path, "whole", *overrides), tmp_path / "whole.log")
     assert reference.wait(120) == 0
-    assert min(reference.counts[kind] for kind, _ in KILLS) > 0
+    assert min(reference.counts[0][kind] for kind, _ in KILLS) > 0
     for kill in KILLS if accumulate == 2 else KILLS[1::3]:
-        run = Run(arguments(tmp_path, "parts", *overrides), tmp_path / "parts.log", kill)
+        run = Run(arguments(tmp_path, "parts", *overrides), tmp_path / "parts.log", Kill(*kill))
         assert run.wait(120) == -9, (kill, (tmp_path / "parts.log").read_text())
         assert not (tmp_path / "parts" / "backbone").exists()
     assert Run(arguments(tmp_path, "parts", *overrides), tmp_path / "parts.log").wait(120) == 0

@@ -4,8 +4,10 @@
 
 Gray and color times SimCLR, BYOL and MAE times the numbers of processes; the kills go round. Half of them come after a
 random time, half at a random event: a write into a checkpoint, a rename, between update and checkpoint, between the
-batches of one update, while the artifact is saved. Every tensor of the last checkpoint, the metrics, the pictures and
-the artifact must have the same bits. The last line is JSON: ``kills`` (that hit a running run), ``bit_equal``.
+batches of one update, while the artifact is saved. Of several processes all are killed at once, or one alone at an
+event of its own, which must end the run with a word on which one it was. A kill counts when it came between the first
+batch of its start and the end of the run. Every tensor of the last checkpoint, the metrics, pictures and the artifact
+must have the same bits. The last line is JSON: ``kills``, ``bit_equal``.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pretraining"))
 
-from killed import KINDS, Run, differences
+from killed import KINDS, Kill, Run, differences
 
 STEPS, EVERY = 24, 4
 PATIENCE = 300.0  # seconds for one run: longer is a hang
-FINISHED = 2  # exit code of resuming a finished run
+FINISHED, ONE_DIED = 2, 5  # exit codes: of resuming a finished run, and of a run that has lost a process
 NETS = {"simclr": "test_resnet", "byol": "test_resnet", "mae": "test_vit"}
 
 
@@ -52,7 +54,7 @@ class Trial:
     def name(self) -> str:
         return f"{self.channels}-{self.method}-{self.processes}"
 
-    def start(self, out: str, kill: tuple[str, int] | None = None) -> Run:
+    def start(self, out: str, kill: Kill | None = None) -> Run:
         recipe = {
             "name": "soak",
             "data": {"source": f"phantoms:{self.channels}?n=200&size=32", "channels": self.channels, "image_size": 32},
@@ -67,41 +69,53 @@ class Trial:
         path = self.folder / "recipe.json"
         path.write_text(json.dumps(recipe))
         arguments = ["pretrain", "--recipe", str(path), "--resume", "--quiet", "--out", str(self.folder / out)]
-        return Run(arguments, self.folder / f"{out}.log", kill, warm=self.processes == 1)
+        return Run(arguments, self.folder / f"{out}.log", kill, several=self.processes > 1)
 
-    def whole(self) -> tuple[dict[str, int], float]:
-        """The run never stopped: its events and its seconds."""
-        began = time.monotonic()
+    def whole(self) -> Run:
+        """The run never stopped."""
         run = self.start("whole")
         self._ended(run, "whole")
-        return run.counts, time.monotonic() - began
+        return run
 
-    def kill_once(self, events: dict[str, int], seconds: float, draw: random.Random) -> bool:
-        """Start or resume, and kill; whether the kill came before the end."""
-        if (self.folder / "parts" / "backbone").is_dir():  # the last kill came after the artifact had its name
+    def kill_once(self, whole: Run, draw: random.Random) -> None:
+        """Start or resume, and kill; counted if that came within the training."""
+        if self._finished():  # the last kill came after the artifact had its name
             self._tidy()
             self._compare()
             shutil.rmtree(self.folder / "parts")
-        at: tuple[str, int] | None = None
-        delay = draw.uniform(0, seconds)
-        if draw.random() < 0.5:
-            kind = draw.choice([k for k in KINDS if events.get(k)])
-            at, delay = (kind, draw.randint(1, events[kind])), PATIENCE
-        run = self.start("parts", at)
-        code = run.wait(delay)
-        if code is None and at is None:
+        kill = self._event(whole, draw) if draw.random() < 0.5 else None
+        delay = draw.uniform(*whole.trained)
+        run = self.start("parts", kill)
+        code = run.wait(PATIENCE if kill else delay)
+        if code is None:
             run.kill()
             code = run.wait(30)
-        if code == -9:
-            self.kills.append(f"{at[0]} {at[1]}" if at else f"{delay:.1f} s")
-            return True
-        if code != 0:
+        if kill is not None and kill.alone and code == ONE_DIED:
+            if f"process {kill.rank} of {self.processes}" not in self._log("parts"):
+                raise SystemExit(f"{self.name}: which process died is not said: {self._log('parts')}")
+        elif code not in (-9, 0):
             raise SystemExit(f"{self.name}: exit code {code}: {self._log('parts')}")
-        return False  # the moment lay beyond the end of a resumed run
+        began = bool(run.counts) and run.counts[0].get("batch", 0) > 0
+        if code != 0 and began and not self._finished():
+            self.kills.append(self._words(kill) if kill else f"{delay:.1f} s, update {run.counts[0].get('update', 0)}")
+
+    def _event(self, whole: Run, draw: random.Random) -> Kill:
+        rank = draw.randrange(len(whole.counts))
+        kind = draw.choice([k for k in KINDS if whole.counts[rank].get(k)])
+        alone = self.processes > 1 and draw.random() < 0.5
+        return Kill(kind, draw.randint(1, whole.counts[rank][kind]), rank, alone)
+
+    def _words(self, kill: Kill) -> str:
+        if self.processes == 1:
+            return f"{kill.kind} {kill.number}"
+        return f"{kill.kind} {kill.number} of {kill.rank}, {'alone' if kill.alone else 'all'}"
+
+    def _finished(self) -> bool:
+        return (self.folder / "parts" / "backbone").is_dir()
 
     def finish(self) -> None:
         """Resume to the end and compare."""
-        if not (self.folder / "parts" / "backbone").is_dir():
+        if not self._finished():
             self._ended(self.start("parts"), "parts")
         else:
             self._tidy()
@@ -137,12 +151,12 @@ def soak(kills: int, processes: list[int], seed: int, folder: Path) -> list[Tria
             continue
         trial = Trial(channels, method, count, folder / f"{number}")
         trial.folder.mkdir(parents=True)
-        events, seconds = trial.whole()
+        whole = trial.whole()
         while len(trial.kills) < dealt[number]:
-            trial.kill_once(events, seconds, draw)
+            trial.kill_once(whole, draw)
         trial.finish()
         verdict = "equal" if not trial.different else f"DIFFERENT: {', '.join(trial.different[:5])}"
-        print(f"{trial.name:16s} {seconds:6.1f} s  killed at {'; '.join(trial.kills):40s} {verdict}", flush=True)
+        print(f"{trial.name:14s} killed at {'; '.join(trial.kills):50s} {verdict}", flush=True)
         trials.append(trial)
     return trials
 
