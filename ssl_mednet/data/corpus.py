@@ -25,6 +25,7 @@ from ssl_mednet.imaging.modality import BY_CODE, CHANNEL_COUNT
 __all__ = ["QUARANTINE", "Corpus", "CorpusSpec", "cache_folder", "open_corpus"]
 
 _CACHE_BYTES = 64 * 2**20  # of Lance, for what it knows of its files
+_PART = 1024  # rows that Lance reads at a time
 _SHARE = 64  # images that a thread decodes before the next share is handed out
 
 
@@ -171,7 +172,12 @@ class Corpus:
             return Fetched(wanted, [])
         if not 0 <= wanted[0] <= wanted[-1] < len(self):
             raise IndexError(f"rows {wanted[0]} to {wanted[-1]} of a corpus of {len(self)}")
-        return Fetched(wanted, list(_blobs(self._dataset.take(wanted, columns=["image"])["image"])))
+        # Part by part: what Lance holds on the way is several times what it gives.
+        parts = np.split(wanted, range(_PART, len(wanted), _PART))
+        return Fetched(wanted, [blob for part in parts for blob in _blobs(self._take(part))])
+
+    def _take(self, rows: np.ndarray) -> pa.ChunkedArray:
+        return self._dataset.take(rows, columns=["image"])["image"]
 
     def batch(self, rows: np.ndarray, fetched: Fetched | None = None) -> ImageBatch:
         """These rows, side by side on a canvas that is the same for every batch of the corpus.

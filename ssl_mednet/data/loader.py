@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ssl_mednet.data.corpus import Corpus, Fetched
+from ssl_mednet.data.heap import give_back
 from ssl_mednet.data.rotten import Replacements
 from ssl_mednet.draws import stable_hash
 from ssl_mednet.errors import Hung, RecipeError
@@ -19,7 +20,7 @@ from ssl_mednet.imaging.batch import ImageBatch
 from ssl_mednet.imaging.modality import BY_CODE
 
 _BLOCK = 65536  # draws of a small stratum that one generator makes
-_READ_IMAGES, _READ_BYTES = 4096, 64 * 2**20  # what is read at a time
+_READ_IMAGES, _READ_BYTES = 6144, 64 * 2**20  # what is read at a time
 _AHEAD = 2  # batches fetched before they are asked for
 _NAMED = 8  # rows of a batch that a message names
 
@@ -58,6 +59,7 @@ class Order:
             order = self._generator(epoch, "order").permutation(len(self.rows))
             if self.strata is not None:
                 order = self._drawn(int(epoch))[order]
+            order = order.astype(np.min_scalar_type(len(order)))  # half of the memory, for millions of rows
             object.__setattr__(self, "_kept", (epoch, order))
         return self._kept[1]  # type: ignore[attr-defined]
 
@@ -148,6 +150,37 @@ def _groups(strata: np.ndarray, group: np.ndarray) -> np.ndarray:
     return np.bincount(distinct, minlength=size) + np.bincount(strata[~known], minlength=size).astype(float)
 
 
+class _Block(threading.Thread):
+    """Some steps whose stored bytes are read at a time, by a thread of its own.
+
+    Args:
+        steps: consecutive ones.
+        rows: of each step, ``[steps, images]``.
+        read: gives the stored bytes of rows.
+    """
+
+    def __init__(self, steps: range, rows: np.ndarray, read: Callable[[np.ndarray], Fetched | None]) -> None:
+        super().__init__(name="read-block", daemon=True)  # a disk that hangs does not keep the process
+        self.steps, self.rows, self._read = steps, rows, read
+        self._fetched: Fetched | None = None
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._fetched = self._read(self.rows.ravel())
+            give_back()  # of the block before; the next one is a long way off where memory is used for other things
+        except BaseException as error:
+            self._error = error
+
+    def fetched(self) -> Fetched | None:
+        """What was read; waits for it, and raises what reading it raised."""
+        self.join()
+        if self._error is not None:
+            raise self._error
+        return self._fetched
+
+
 class BatchStream:
     """Batches from ``start`` on, for ever, fetched ahead by a thread; iterating again starts at ``start`` again.
 
@@ -199,17 +232,27 @@ class BatchStream:
         self.replacements = Replacements(corpus, rows, on_rotten)
         images = min(_READ_IMAGES, _READ_BYTES // corpus.canvas_bytes)
         self._together = max(1, images * world // batch_size)
-        self._read: tuple[range, Fetched | None] = range(0), None
+        self._block: _Block | None = None
+        self._next: _Block | None = None
 
-    def fetch(self, step: int) -> ImageBatch:
-        """The batch of a step; what small batches hold is read for several steps at a time."""
-        rows = self.order.at(step)[self.share]
-        if step not in self._read[0]:
-            steps = range(step, step + self._together)
-            wanted = np.concatenate([self.order.at(s)[self.share] for s in steps])
-            self._read = steps, self.replacements.fetch(wanted)
-        batch = self.replacements.batch(rows, self._read[1])
+    def fetch(self, step: int, ahead: bool = False) -> ImageBatch:
+        """The batch of a step; what small batches hold is read for several steps at a time.
+
+        Args:
+            ahead: the steps after it will be wanted next: what they need is read while this one is decoded. In a large
+                corpus, whose rows lie far apart, reading costs as much as decoding, and they use different cores.
+        """
+        if self._block is None or step not in self._block.steps:
+            block, self._block, self._next = self._next, None, None  # what was read before need not stay
+            self._block = block if block and step in block.steps else self._begin(step)
+            self._next = self._begin(self._block.steps.stop) if ahead else None
+        rows = self._block.rows[step - self._block.steps.start]
+        batch = self.replacements.batch(rows, self._block.fetched())
         return batch.pin_memory() if self.pin else batch
+
+    def _begin(self, step: int) -> _Block:
+        steps = range(step, step + self._together)
+        return _Block(steps, np.stack([self.order.at(s)[self.share] for s in steps]), self.replacements.fetch)
 
     def __iter__(self) -> Iterator[tuple[int, ImageBatch]]:
         ready: queue.Queue[tuple[int, ImageBatch] | BaseException] = queue.Queue(maxsize=_AHEAD)
@@ -219,7 +262,7 @@ class BatchStream:
             step = self.start
             while not stop.is_set():
                 try:
-                    item: tuple[int, ImageBatch] | BaseException = (step, self.fetch(step))
+                    item: tuple[int, ImageBatch] | BaseException = (step, self.fetch(step, ahead=True))
                 except BaseException as error:
                     item = error
                 while not stop.is_set():
@@ -248,6 +291,8 @@ class BatchStream:
         finally:
             stop.set()
             thread.join(timeout=min(5.0, self.timeout))
+            if self._next is not None:
+                self._next.join(timeout=min(5.0, self.timeout))
 
     def _hung(self, step: int) -> Hung:
         rows = self.order.at(step)[self.share].tolist()

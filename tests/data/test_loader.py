@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
+from ssl_mednet.data.corpus import Corpus, CorpusSpec, Fetched, open_corpus
 from ssl_mednet.data.loader import BatchStream, Order, shares
 from ssl_mednet.draws import stable_hash
 from ssl_mednet.errors import RecipeError
@@ -48,13 +48,63 @@ def test_batches_are_the_same_however_many_are_read_at_a_time(corpus: Corpus, mo
     fetch = corpus.fetch
     monkeypatch.setattr(corpus, "fetch", lambda rows: reads.append(len(rows)) or fetch(rows))
     together = [b for _, b in itertools.islice(BatchStream(corpus, corpus.rows(), 8, seed=0), 20)]
-    assert len(reads) == 1
+    assert len(reads) == 2  # what is used, and what comes after it
     monkeypatch.setattr("ssl_mednet.data.loader._READ_IMAGES", 1)
     alone = [BatchStream(corpus, corpus.rows(), 8, seed=0).fetch(step) for step in range(20)]
-    assert len(reads) == 21
+    assert len(reads) == 22
     for one, other in zip(together, alone, strict=True):
         assert one.pixels.equal(other.pixels)
         assert one.rows.equal(other.rows)
+
+
+def test_reading_ahead_changes_no_batch_and_makes_each_order_once(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssl_mednet.data.loader._READ_IMAGES", 20)  # blocks of two steps, 7.5 steps an epoch
+    monkeypatch.setattr("ssl_mednet.data.corpus._PART", 3)
+    made: list[int] = []
+    generator = Order._generator
+    monkeypatch.setattr(Order, "_generator", lambda self, *what: made.append(what[0]) or generator(self, *what))
+    walked = [b for _, b in itertools.islice(BatchStream(corpus, corpus.rows(), 8, seed=0), 30)]
+    assert made == sorted(set(made))
+    jumped = BatchStream(corpus, corpus.rows(), 8, seed=0)
+    for step in reversed(range(30)):
+        assert walked[step].pixels.equal(jumped.fetch(step).pixels)
+        assert walked[step].pixels.equal(corpus.batch(walked[step].rows.numpy()).pixels)
+
+
+def test_the_next_block_is_read_while_this_one_is_used(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssl_mednet.data.loader._READ_IMAGES", 16)
+    second, reads, fetch = threading.Event(), [], corpus.fetch
+
+    def told(rows: np.ndarray) -> Fetched:
+        reads.append(rows)
+        if len(reads) == 2:
+            second.set()
+        return fetch(rows)
+
+    monkeypatch.setattr(corpus, "fetch", told)
+    stream = BatchStream(corpus, corpus.rows(), 8, seed=0)
+    stream.fetch(0, ahead=True)
+    assert second.wait(10)
+    stream.fetch(1, ahead=True)
+    stream.fetch(2)
+    assert len(reads) == 2
+    stream.fetch(9)  # somewhere else: what was read ahead is of no use
+    assert len(reads) == 3
+
+
+def test_what_goes_wrong_while_reading_ahead_is_raised_where_it_is_wanted(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssl_mednet.data.loader._READ_IMAGES", 16)
+    stream, whole = BatchStream(corpus, corpus.rows(), 8, seed=0), corpus.fetch
+    bad = stream.order.at(4).tolist()
+    monkeypatch.setattr(corpus, "fetch", lambda rows: 1 / 0 if set(bad) <= set(rows.tolist()) else whole(rows))
+    batches = iter(stream)
+    assert [next(batches)[0] for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(ZeroDivisionError):
+        next(batches)
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -83,7 +133,7 @@ def test_the_thread_ends_with_its_consumer_and_passes_errors_on(
     assert not any(t.name == "batch-stream" for t in threading.enumerate())
 
     broken = BatchStream(corpus, corpus.rows(), 8, seed=0)
-    monkeypatch.setattr(broken, "fetch", lambda step: 1 / 0)
+    monkeypatch.setattr(broken, "fetch", lambda step, ahead: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         next(iter(broken))
 

@@ -338,7 +338,7 @@ def test_a_loader_that_hangs_ends_the_run_by_name_and_the_run_goes_on_later(
 ) -> None:
     fetch, answer = BatchStream.fetch, threading.Event()
 
-    def hanging(self: BatchStream, step: int) -> Any:
+    def hanging(self: BatchStream, step: int, ahead: bool = False) -> Any:
         if step == 4:
             answer.wait()
         return fetch(self, step)
