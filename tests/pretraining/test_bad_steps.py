@@ -23,6 +23,7 @@ import torch
 from killed import differences
 from PIL import Image
 from pytorch_lightning.plugins import MixedPrecision
+from small import SMALL
 
 import ssl_mednet
 from ssl_mednet import ingest, pretrain
@@ -35,16 +36,6 @@ from ssl_mednet.pretraining.faults import BadSteps
 from ssl_mednet.pretraining.module import PretrainModule
 from ssl_mednet.pretraining.replay import replay
 from ssl_mednet.recipe import load_recipe
-
-SMALL = {
-    "name": "small",
-    "data": {"source": "phantoms:gray?n=60", "channels": "gray", "image_size": 32},
-    "backbone": {"name": "test_resnet"},
-    "method": {"name": "byol", "hidden_dim": 32, "output_dim": 16},
-    "optim": {"batch_size": 8},
-    "train": {"steps": 6, "checkpoint_every": 2, "device": "cpu", "precision": "float32"},
-    "monitor": {"every": 1, "pictures": 0},
-}
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], factor: float = math.nan) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import small
 import torch
 from killed import Kill, Run, differences
 
@@ -18,15 +19,7 @@ from ssl_mednet.errors import ResumeMe, TrainingError
 from ssl_mednet.pretraining.checkpoints import all_checkpoints, last_checkpoint
 from ssl_mednet.pretraining.stopping import Stopped, StopSignals
 
-SMALL = {
-    "name": "small",
-    "data": {"source": "phantoms:gray?n=60", "channels": "gray", "image_size": 32},
-    "backbone": {"name": "test_resnet"},
-    "method": {"name": "byol", "hidden_dim": 32, "output_dim": 16},
-    "optim": {"batch_size": 8},
-    "train": {"steps": 6, "checkpoint_every": 2, "device": "cpu", "precision": "float32"},
-    "monitor": {"every": 1, "pictures": 2},
-}
+SMALL = {**small.SMALL, "monitor": {"every": 1, "pictures": 2}}
 
 
 @pytest.fixture(scope="module")
