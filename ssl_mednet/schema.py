@@ -37,7 +37,7 @@ class DataSection(Section):
     )
     split: Literal["train", "all"] = Field("train", description="where the source has splits: what to pretrain on")
     keep: Literal["all", "good"] = Field(
-        "all", description="good: no copies and redundant slices, as curate marked them"
+        "all", description="good: no copies, redundant slices and test images, as curate marked them"
     )
     held_out: str = Field("", description="suite whose test images must not be trained on, as gray.yaml")
     allow_contamination: bool = Field(False, description="train although they are there; the weights say so")

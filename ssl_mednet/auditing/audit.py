@@ -177,7 +177,8 @@ def refuse(
         worst = ", ".join(f"{c.dataset} {c.exact + c.near} of {c.images}" for c in tests if c.share)
         raise ContaminationError(
             f"the corpus holds test images of {suite}: {worst} ({exact} exact, {near} near)",
-            "list them with `ssl-mednet audit`; data.allow_contamination=true trains all the same and is recorded",
+            f"`ssl-mednet curate {corpus.folder} --against {suite}` and data.keep=good leave them out; "
+            "data.allow_contamination=true trains all the same and is recorded",
         )
     return {
         "suite": Path(suite).name,

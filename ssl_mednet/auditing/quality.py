@@ -1,9 +1,9 @@
-"""What of a corpus is worth training on: copies, empty frames and redundant slices are marked, text is flagged."""
+"""What of a corpus to train on: copies, empty frames, redundant slices, test images are marked, and text is flagged."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntFlag
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssl_mednet.auditing.alike import confirmed
+from ssl_mednet.auditing.audit import audit
 from ssl_mednet.auditing.embeddings import Embedder, on_disk
 from ssl_mednet.auditing.near import Pairs, embedding_within, exact_within, near_within
 from ssl_mednet.auditing.records import Records, records
@@ -44,9 +45,10 @@ class Mark(IntFlag):
     EMPTY = 4
     REDUNDANT = 8
     TEXT = 16
+    HELD_OUT = 32
 
 
-DROPPED = Mark.EXACT | Mark.NEAR | Mark.EMPTY | Mark.REDUNDANT
+DROPPED = Mark.EXACT | Mark.NEAR | Mark.EMPTY | Mark.REDUNDANT | Mark.HELD_OUT
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def curate(
     weights: str | None = None,
     quiet: bool = False,
     cosine: float = COSINE,
+    against: Sequence[str | Path] = (),
 ) -> Quality:
     """Mark the rows of a corpus and write the marks beside it, where ``data.keep=good`` of a recipe finds them.
 
@@ -86,9 +89,11 @@ def curate(
 
         weights: a run, a backbone folder or ``random:NAME``.
         cosine: of embeddings, from where the pixels are looked at.
+        against: suites or labelled sets whose test images, as they are or as near copies, are marked, as the
+            audit finds them that ``data.held_out`` of a recipe makes.
 
     Raises:
-        DataError: not a corpus, or a ratio that is none.
+        DataError: not a corpus, a ratio that is none, or a set of ``against`` that cannot be opened.
         ArtifactError: no such weights.
     """
     if not 0 < keep_ratio <= 1:
@@ -96,6 +101,7 @@ def curate(
     opened = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
     known = records(opened)
     marks = np.zeros(len(opened), np.uint8)
+    held_out = _test_images(opened, against, quiet) if against else []  # first, as it may find a set missing
     marks[known.empty] |= np.uint8(Mark.EMPTY)
     marks[exact_within(known.sha256).right] |= np.uint8(Mark.EXACT)
     marks[_near_copies(opened, known, marks == 0, _by_hash)] |= np.uint8(Mark.NEAR)
@@ -107,6 +113,7 @@ def curate(
     chosen = thin(known.volume[usable], known.index[usable], known.phash[usable], keep_ratio)
     marks[usable[~chosen]] |= np.uint8(Mark.REDUNDANT)
     marks[_with_text(opened, quiet)] |= np.uint8(Mark.TEXT)
+    marks[held_out] |= np.uint8(Mark.HELD_OUT)
     _write(opened, marks)
     return Quality(marks)
 
@@ -161,6 +168,14 @@ def _farthest_first(hashes: np.ndarray, count: int) -> list[int]:
         distance = np.minimum(distance, np.bitwise_count(hashes ^ hashes[chosen[-1]]).astype(np.int16))
         distance[chosen[-1]] = -1  # chosen once, also where all hashes are equal
     return chosen
+
+
+def _test_images(corpus: Corpus, against: Sequence[str | Path], quiet: bool) -> list[int]:
+    """Rows that are test images of these sets, or near copies of them."""
+    report = audit(corpus, against, quiet=quiet)
+    if report.failed:
+        raise DataError(f"not all test images are known: {'; '.join(report.failed.values())}")
+    return sorted({match.corpus_row for match in report.matches if match.split == "test"})
 
 
 def _near_copies(corpus: Corpus, known: Records, usable: np.ndarray, near: Near, most: int | None = None) -> list[int]:

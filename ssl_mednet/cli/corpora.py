@@ -203,9 +203,12 @@ def curate(
         typer.Option("--weights", "-w", help="Look for copies by embeddings too: a run, a backbone, random:NAME."),
     ] = None,
     cosine: Annotated[float, typer.Option(min=0, max=1, help="Of embeddings: from where pixels are compared.")] = 0.9,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Suite or labelled set whose test images are marked; may be repeated.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Mark copies, empty frames, redundant slices and burnt-in text.
+    """Mark copies, empty frames, redundant slices, test images and burnt-in text.
 
     With data.keep=good, pretrain leaves out all of these but text. Near copies are candidates whose perceptual hashes
     differ in at most 4 of 64 bits, or with --weights whose embeddings are within --cosine; a correlation of
@@ -213,10 +216,10 @@ def curate(
 
     [bold]Example[/bold]
 
-    ssl-mednet curate corpora/gray --keep-ratio 0.3
+    ssl-mednet curate corpora/gray --keep-ratio 0.3 --against gray.yaml
     """
     from ssl_mednet.auditing.quality import curate as run
 
-    quality = run(corpus, keep_ratio, weights, quiet, cosine)
+    quality = run(corpus, keep_ratio, weights, quiet, cosine, against or ())
     print(", ".join(f"{name} {count}" for name, count in quality.counts().items()))
     print(f"good: {int(quality.keep.sum())} of {len(quality.keep)} images; train on them with data.keep=good")

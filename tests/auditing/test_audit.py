@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from audit_helpers import COPIES, picture, write_labelled
 from PIL import Image
@@ -13,6 +14,7 @@ from PIL import Image
 from ssl_mednet import pretrain
 from ssl_mednet.auditing import audit as audit_module
 from ssl_mednet.auditing.audit import ContaminationError, audit
+from ssl_mednet.auditing.quality import Mark, curate
 from ssl_mednet.errors import DataError, UserError
 
 
@@ -109,6 +111,7 @@ def test_training_on_test_images_is_refused_and_an_override_is_recorded(make_cor
         pretrain(recipe(corpus.folder, suite), out=tmp_path / "refused", quiet=True)
     assert isinstance(caught.value, UserError)
     assert "data.allow_contamination=true" in caught.value.hint
+    assert f"curate {corpus.folder} --against {suite}" in caught.value.hint
     assert not (tmp_path / "refused").exists()
     run = pretrain(recipe(corpus.folder, suite, allow_contamination=True), out=tmp_path / "run", quiet=True)
     said = json.loads((run.folder / "backbone" / "config.json").read_text())["ssl_mednet"]["data"]["held_out"]
@@ -120,6 +123,31 @@ def test_training_on_test_images_is_refused_and_an_override_is_recorded(make_cor
         "not_audited": [],
         "contamination_allowed": True,
     }
+
+
+def test_a_corpus_that_holds_test_images_trains_without_them_when_curated(make_corpus, tmp_path: Path) -> None:
+    """Every copy goes, training images of the set stay, and the run that follows has been checked all the same."""
+    pictures, splits = worlds()
+    corpus = make_corpus([*pictures, COPIES["half"](pictures[3])])
+    suite = suite_of(tmp_path, write_labelled(tmp_path / "labelled.zip", splits))
+    quality = curate(corpus, quiet=True, against=[suite])
+    assert np.flatnonzero(quality.marks & Mark.HELD_OUT).tolist() == [3, 5, 17]
+    assert quality.keep[7], "a training image of the set"
+    run = pretrain(recipe(corpus.folder, suite, keep="good"), out=tmp_path / "run", quiet=True)
+    said = json.loads((run.folder / "backbone" / "config.json").read_text())["ssl_mednet"]["data"]
+    assert said["images"] == 14
+    assert (said["held_out"]["exact"], said["held_out"]["near"]) == (0, 0)
+    curate(corpus, quiet=True)  # without the suite its test images are good again, and refused
+    with pytest.raises(ContaminationError, match="labelled 2 of 7"):
+        pretrain(recipe(corpus.folder, suite, keep="good"), out=tmp_path / "again", quiet=True)
+
+
+def test_curate_is_not_content_with_half_a_suite(make_corpus, tmp_path: Path) -> None:
+    pictures, splits = worlds()
+    corpus, suite = make_corpus(pictures), suite_of(tmp_path, write_labelled(tmp_path / "labelled.zip", splits))
+    suite.write_text(suite.read_text() + "  - {source: nowhere.zip, channels: gray}\n")
+    with pytest.raises(DataError, match="not all test images are known"):
+        curate(corpus, quiet=True, against=[suite])
 
 
 def test_a_clean_corpus_trains_and_the_training_split_of_the_set_itself_is_clean(tmp_path: Path) -> None:

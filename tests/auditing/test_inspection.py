@@ -89,7 +89,7 @@ def test_the_table_fits_a_terminal_and_the_page_needs_nothing_else(corpus: Corpu
 def test_marks_are_shown_once_they_are_made(corpus: Corpus) -> None:
     assert inspect(corpus).marks is None
     curate(corpus, quiet=True)
-    assert inspect(corpus).marks == {"exact": 1, "near": 0, "empty": 1, "redundant": 0, "text": 0}
+    assert inspect(corpus).marks == {"exact": 1, "near": 0, "empty": 1, "redundant": 0, "text": 0, "held_out": 0}
 
 
 def test_the_verbs_say_it_too(corpus: Corpus, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_marks_name_the_reason(make_corpus) -> None:
     expected = [0, 0, 0, 0, Mark.EXACT, Mark.NEAR, Mark.EMPTY, Mark.TEXT]
     assert quality.marks.tolist() == expected
     assert quality.keep.tolist() == [True, True, True, True, False, False, False, True]
-    assert quality.counts() == {"exact": 1, "near": 1, "empty": 1, "redundant": 0, "text": 1}
+    assert quality.counts() == {"exact": 1, "near": 1, "empty": 1, "redundant": 0, "text": 1, "held_out": 0}
     assert read_marks(corpus).marks.tolist() == expected
 
 
@@ -65,7 +65,7 @@ def test_slices_of_a_volume_are_thinned_and_not_called_copies(tmp_path: Path) ->
         ingest_opened([StackSource([stack])], tmp_path / "corpus", CorpusSpec("gray", 64), quiet=True).folder
     )
     assert len(corpus) == 20
-    assert curate(corpus, quiet=True).counts() == {"exact": 0, "near": 0, "empty": 0, "redundant": 0, "text": 0}
+    assert not any(curate(corpus, quiet=True).counts().values())
     assert curate(corpus, keep_ratio=0.3, quiet=True).counts()["redundant"] == 14
 
 

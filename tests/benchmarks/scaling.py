@@ -2,11 +2,11 @@
 
     python tests/benchmarks/scaling.py [--images 3000000] [--epochs 400] [--loader 5]
 
-For each flagship recipe one real training step (all views, forward, teacher, backward) of two images of 224 px is
-counted by torch's FLOP counter (a multiplication and an addition are two). ``--loader`` seconds of reading a corpus of
-256 px JPEGs through the batch stream give the images a core can deliver; 0 takes the figure of eval/scaling.md. A small
-simulation then runs steps of loader, compute and ring all-reduce on 1, 8 and 64 GPUs. Prints Markdown tables; the last
-line is JSON. Sources of the constants are in eval/scaling.md.
+For each flagship recipe of ``recipes/mednet`` and two variants one real training step (all views, forward, teacher,
+backward) of two images is counted by torch's FLOP counter (a multiplication and an addition are two). ``--loader``
+seconds of reading a corpus of 256 px JPEGs through the batch stream give the images a core can deliver; 0 takes the
+figure of eval/scaling.md. A small simulation then runs steps of loader, compute and ring all-reduce on 1, 8 and 64
+GPUs. Prints Markdown tables; the last line is JSON. Sources of the constants are in eval/scaling.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import json
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ LOADER = 2098.0  # images/s and core, as measured for eval/scaling.md
 JITTER, AHEAD, SIMULATED = 0.15, 2, 300
 GPUS = (1, 8, 64)
 SIDE, STORED = 224, 256
+PASS = 512  # images that one GPU of 80 GB holds at once; a larger share is accumulated
 
 
 @dataclass(frozen=True)
@@ -43,22 +44,41 @@ class Flagship:
     """A recipe to be priced.
 
     Args:
-        batch: images of a step over all GPUs, as in the paper of the method; on one GPU as many as memory allows.
+        batch: images of a step over all GPUs.
+        chunk: images that go through the net at a time where a GPU's share is larger, embedded twice; 0: accumulated.
+        settings: of the method.
     """
 
     method: str
     backbone: str
     kind: str
     batch: int
+    chunk: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
-FLAGSHIPS = {
-    "SimCLR ResNet-50": Flagship("simclr", "resnet50", "cnn", 4096),
-    "BYOL ResNet-50": Flagship("byol", "resnet50", "cnn", 4096),
-    "SimCLR ConvNeXt-Tiny": Flagship("simclr", "convnext_tiny", "cnn", 4096),
-    "MAE ViT-S/16": Flagship("mae", "vit_small_patch16_224", "vit", 4096),
-}
-PER_GPU = 256  # images that one GPU holds at once; a larger share is accumulated
+def of_recipe(name: str) -> Flagship:
+    """What a shipped recipe costs depends on."""
+    from ssl_mednet.backbones.factory import backbone_kind
+    from ssl_mednet.recipe import load_recipe
+
+    recipe = load_recipe(name)
+    assert recipe.data.image_size == SIDE
+    net, optim = recipe.backbone.name, recipe.optim
+    settings = recipe.method.settings
+    return Flagship(recipe.method.name, net, backbone_kind(net), optim.batch_size, optim.cache_chunk, settings)
+
+
+def flagships() -> dict[str, Flagship]:
+    """The color recipes (the gray CNN costs 1 % less) and what was not chosen for them."""
+    cnn = of_recipe("mednet/color.yaml")
+    return {
+        "SimCLR ResNet-50": cnn,
+        "BYOL ResNet-50": replace(cnn, method="byol", chunk=0, settings={}),
+        "SimCLR ConvNeXt-Tiny": replace(cnn, backbone="convnext_tiny"),
+        "MAE ViT-S/16, color": of_recipe("mednet/color_vit.yaml"),
+        "MAE ViT-S/16, gray": of_recipe("mednet/gray_vit.yaml"),
+    }
 
 
 @dataclass(frozen=True)
@@ -92,7 +112,7 @@ def count(flagship: Flagship, images: int = 2) -> Counted:
     set_fused_attn(False)  # the counter does not know the CPU's fused kernel
     cls = METHODS.get(flagship.method)
     backbone = create_backbone(flagship.backbone, backbone_args(flagship.backbone, 3, SIDE))
-    method = cls(backbone, cls.Config())
+    method = cls(backbone, cls.Config(**flagship.settings))
     rows = torch.arange(images)
     batch = Batch(rows, torch.zeros(images, dtype=torch.int64), Draws(0, 0, rows), step=0, progress=0.0)
     views = [torch.randn(images, 3, round(SIDE * v.size), round(SIDE * v.size)) for v in method.views]
@@ -194,7 +214,9 @@ def simulate(flagship: Flagship, counted: Counted, gpus: int, utilisation: float
     """
     images = flagship.batch / gpus
     compute = images * counted.flops / (PEAK * utilisation)
-    exposed = exposed_seconds(min(compute, PER_GPU / images * compute), counted.gradients, gpus)
+    if 0 < flagship.chunk < images:
+        compute *= 4 / 3  # forward, forward again, and backward, which takes as long as two
+    exposed = exposed_seconds(min(compute, (flagship.chunk or PASS) / images * compute), counted.gradients, gpus)
     load = images / (CORES * rate)
     noise = np.random.default_rng(0).lognormal(-(JITTER**2) / 2, JITTER, (2, SIMULATED))
     ends: list[float] = []
@@ -240,7 +262,8 @@ def main() -> None:
     given = parser.parse_args()
     rate = measure_loader(given.loader) if given.loader else LOADER
     figures: dict[str, Any] = {"loader_per_core": rate, "images": given.images, "epochs": given.epochs, "recipes": {}}
-    counted = {name: count(flagship) for name, flagship in FLAGSHIPS.items()}
+    priced = flagships()
+    counted = {name: count(flagship) for name, flagship in priced.items()}
     figures["mlperf_utilisation"] = mlperf_utilisation(counted["SimCLR ResNet-50"].flops / 2)
     print(
         f"loader: {rate:,.0f} images/s and core; MLPerf's ResNet-50: {figures['mlperf_utilisation']:.1%} of the peak\n"
@@ -250,7 +273,7 @@ def main() -> None:
     )
     print("| " + " | ".join(names.split(", ")) + " |")
     print("| --- " * 11 + "|")
-    for name, flagship in FLAGSHIPS.items():
+    for name, flagship in priced.items():
         one = counted[name]
         rows = price(flagship, one, given.images, given.epochs, rate)
         figures["recipes"][name] = {"gflop": one.flops / 1e9, "gradient_mb": one.gradients / 1e6, "rows": rows}

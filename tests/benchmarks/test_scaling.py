@@ -6,6 +6,8 @@ import pytest
 import scaling
 from scaling import Counted, Flagship
 
+from ssl_mednet.recipe import load_recipe
+
 
 def test_hours_are_flops_over_what_the_gpu_gets_done() -> None:
     assert scaling.gpu_hours(3600, 1, scaling.PEAK, utilisation=0.5) == pytest.approx(2.0)  # a peak second an image
@@ -34,6 +36,21 @@ def test_a_fast_loader_costs_nothing_and_a_slow_one_sets_the_pace(monkeypatch: p
     slow = scaling.simulate(flagship, counted, 1, 0.1, rate=1.0)
     assert slow.whole == pytest.approx(1024 / scaling.CORES, rel=0.01)
     assert slow.loader == pytest.approx(slow.whole - slow.compute, rel=0.02)
+
+
+def test_a_share_in_chunks_costs_a_third_more() -> None:
+    counted = Counted(flops=25e9, gradients=1e8)
+    whole, chunked = (
+        scaling.simulate(Flagship("simclr", "resnet50", "cnn", 1024, chunk), counted, 1, 0.1, rate=1e9).compute
+        for chunk in (1024, 512)
+    )
+    assert chunked == pytest.approx(4 / 3 * whole)
+
+
+def test_what_is_priced_is_what_ships() -> None:
+    recipe, priced = load_recipe("mednet/color.yaml"), scaling.flagships()["SimCLR ResNet-50"]
+    assert (priced.method, priced.backbone, priced.kind) == (recipe.method.name, recipe.backbone.name, "cnn")
+    assert (priced.batch, priced.settings) == (recipe.optim.batch_size, recipe.method.settings)
 
 
 def test_without_hold_ups_the_price_is_the_gpu_hours() -> None:
