@@ -89,6 +89,36 @@ def test_the_normal_of_the_planes_decides(tmp_path: Path) -> None:
     assert found == sorted((40, 10, 30, 20), key=lambda y: normal[1] * y)
 
 
+@pytest.mark.parametrize("where", ["s", "DIR00{}", "s/{}"], ids=["one folder", "two folders", "a folder a slice"])
+def test_a_series_over_several_folders_is_one(where: str, tmp_path: Path) -> None:
+    heights = [30, -10, 0, 20, 10, -20]
+    files = {
+        f"{where.format(i % 2 if '00' in where else i)}/{i}": ct_slice(h, [5, 5, h]) for i, h in enumerate(heights)
+    }
+    files |= {f"other/{i}.dcm": ct_slice(90 + i, [0, 0, i], uid="1.2.8") for i in range(2)}
+    source = open_source(folder(tmp_path / "set", files))
+    found = [(value(image), image.index) for _, image in images(source) if image.volume]
+    once = [(h, i) for i, h in enumerate(sorted(heights))]
+    assert [f for f in found if f[0] < 90] == once
+    assert [f for f in found if f[0] >= 90] == [(90, 0), (91, 1)]
+    assert not source.remarks
+    assert len(found) == 8
+
+
+def test_slices_without_preamble_are_sorted_too(tmp_path: Path) -> None:
+    files = {f"{i}.dcm": ct_slice(h, [0, 0, h])[132:] for i, h in enumerate([3, 1, 2])}
+    found = images(open_source(folder(tmp_path / "set", files)))
+    assert [(value(image), image.index) for _, image in found] == [(1, 0), (2, 1), (3, 2)]
+
+
+def test_a_header_whose_value_is_wrong_is_not_quoted(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    (tmp_path / "a.dcm").write_bytes(ct_slice(1, [0, 0, 0], uid="1.2.7").replace(b"1.2.7\0", b"JANE D"))
+    head = series.header(tmp_path / "a.dcm")
+    assert head is not None
+    assert head.series == "JANE D"
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("pack", PACKS)
 def test_series_in_one_folder_stay_apart_and_everything_else_is_read_too(pack: Pack, tmp_path: Path) -> None:
     files = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,27 @@ def test_a_table_without_images_is_no_source_of_its_own(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="no table with a column of images"):
         TableSource(tmp_path)
+
+
+def test_images_beside_tables_and_shards_are_read_too(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    pq.write_table(table(rows(range(10, 12))), tmp_path / "t.parquet")
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    named = pa.table({"image": pa.array([{"bytes": None, "path": "0.png"}], kind), "label": ["named"]})
+    pq.write_table(named, tmp_path / "u.parquet")
+    shard(tmp_path / "s-0.tar", sample(20, 1))
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "cine.avi").write_bytes(b"RIFF")
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.writestr("x.png", png(30))
+    corpus = open_corpus(tmp_path, GRAY, quiet=True)
+    assert len(corpus) == 3 + 2 + 1
+    listed = (corpus.folder / "quarantine.csv").read_text()
+    assert all(name in listed for name in ("bad.parquet", "cine.avi", "more.zip"))
+    assert listed.count("\n") == 4
+    again = open_corpus(tmp_path, GRAY, quiet=True)
+    assert again.meta["fingerprint"] == corpus.meta["fingerprint"]
 
 
 def shard(path: Path, members: dict[str, bytes]) -> Path:

@@ -10,9 +10,10 @@ from pathlib import Path
 from ssl_mednet.data.sources import shards
 from ssl_mednet.data.sources.base import SPLITS, Item, PhantomIndex, Source, parse_spec
 from ssl_mednet.data.sources.files import ArchiveSource, FileSource, FolderSource, TreeSource, npz_label
+from ssl_mednet.data.sources.mixed import MixedSource
 from ssl_mednet.data.sources.phantom import PHANTOM_LABELS, PhantomSource
 from ssl_mednet.errors import DataError, did_you_mean
-from ssl_mednet.imaging.readers import archive
+from ssl_mednet.imaging.readers import archive, is_image_name
 
 __all__ = [
     "PHANTOM_LABELS",
@@ -52,9 +53,12 @@ def open_source(spec: str | Path) -> Source:
         hint = did_you_mean(text, ("phantoms:gray", "phantoms:color")) if "phantom" in text else ""
         known = "give a folder, an archive, a Parquet file, an npz, phantoms:gray or medmnist:NAME"
         raise DataError(f"{text}: no such file or folder", hint or known)
-    special = _special(path)
-    if special is not None:
-        return special
+    special, taken = _special(path)
+    if special:
+        rest = [name for name in FolderSource(path).names() if name not in taken] if path.is_dir() else []
+        if any(map(is_image_name, rest)):
+            special = [*special, FolderSource(path, rest)]
+        return special[0] if len(special) == 1 else MixedSource(path, special)
     if path.is_dir():
         return FolderSource(path)
     return ArchiveSource(path) if archive.is_archive(path) else FileSource(path)
@@ -83,14 +87,17 @@ def open_sources(spec: str | Path) -> list[Source]:
     return [listed, *sources]
 
 
-def _special(path: Path) -> Source | None:
-    """Tables and shards, which are not read file by file; None for anything else."""
+def _special(path: Path) -> tuple[list[Source], set[str]]:
+    """Tables and shards at or below a path, which are not read file by file, and the files that they are."""
+    found: list[Source] = []
+    files: list[Path] = []
     suffixes = {p.suffix.lower() for p in (path.rglob("*") if path.is_dir() else [path])}
     if suffixes & {".parquet", ".arrow"}:
         from ssl_mednet.data.sources import tables  # pyarrow waits until it is needed
 
-        if tables.tables_in(path):
-            return tables.TableSource(path)
-    if suffixes & {".tar", ".gz", ".tgz", ".bz2", ".xz"} and shards.shards_in(path):
-        return shards.ShardSource(path)
-    return None
+        if files := tables.tables_in(path):
+            found.append(tables.TableSource(path))
+    if suffixes & {".tar", ".gz", ".tgz", ".bz2", ".xz"} and (tars := shards.shards_in(path)):
+        found.append(shards.ShardSource(path))
+        files = [*files, *tars]
+    return found, {file.relative_to(path).as_posix() for file in files}

@@ -15,7 +15,7 @@ import numpy as np
 from ssl_mednet.data.schema import TAG
 from ssl_mednet.data.sources.base import SPLIT_NAMES, Item, Source
 from ssl_mednet.errors import DataError, UnreadableImage
-from ssl_mednet.imaging.readers import archive, is_image_name, npz_splits, series
+from ssl_mednet.imaging.readers import archive, is_image_name, npz_splits, passed_over, series
 
 
 class FileSource(Source):
@@ -68,7 +68,8 @@ class TreeSource(Source):
     def items(self) -> Iterator[Item]:
         """Files in order; slices of a DICOM series in the order in which they lie in space, levels of a slide as one.
 
-        Series are looked for directory by directory, so the first item does not wait for the headers of a whole tree.
+        Series are looked for in the directories that lie side by side, so the first item waits for the headers of those
+        and not of a whole tree. Videos and archives come as items that cannot be read.
         """
         names = [n for n in self.names() if is_image_name(n)]
         table = self._table()
@@ -85,6 +86,12 @@ class TreeSource(Source):
         for name in table or {}:
             if name not in said:
                 reason = "labels.csv names it, but there is no such file"
+                yield Item(self._full(name), UnreadableImage(self._full(name), reason))
+        yield from self._passed_over()
+
+    def _passed_over(self) -> Iterator[Item]:
+        for name in self.names():
+            if not is_image_name(name) and (reason := passed_over(name)):
                 yield Item(self._full(name), UnreadableImage(self._full(name), reason))
 
     @property
@@ -198,6 +205,7 @@ class FolderSource(TreeSource):
             files = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
             names = [p.relative_to(path).as_posix() for p in files]
         self._names = sorted(names)
+        self._heads: dict[str, series.Header | None] = {}  # of files that are still to come
 
     def names(self) -> list[str]:
         return self._names
@@ -224,7 +232,39 @@ class FolderSource(TreeSource):
 
     def headers(self, names: list[str]) -> Iterator[tuple[str, series.Header | None]]:
         for name in names:
-            yield name, series.header(self.path / name)
+            yield name, self._heads.pop(name) if name in self._heads else series.header(self.path / name)
+
+    def _parts(self, names: list[str]) -> Iterator[list[str]]:
+        """Directories, one by one; neighbours that share DICOM series (or levels of a slide) in one go."""
+        parts = {part[0].rpartition("/")[0]: part for part in super()._parts(names)}
+        beside: dict[str, list[str]] = {}
+        for folder in parts:
+            beside.setdefault(folder.rpartition("/")[0], []).append(folder)
+        joined: dict[str, list[str]] = {}
+        for folder in parts:
+            if neighbours := beside.pop(folder.rpartition("/")[0], None):
+                joined |= self._joined({neighbour: parts[neighbour] for neighbour in neighbours})
+            if folder in joined:
+                yield [name for member in joined.pop(folder) for name in parts[member]]
+
+    def _joined(self, parts: dict[str, list[str]]) -> dict[str, list[str]]:
+        """Directories that share a series, by the first of them; one that shares none by itself."""
+        dicom = {folder: [n for n in names if _may_be_dicom(n)] for folder, names in parts.items()}
+        if sum(map(bool, dicom.values())) < 2:
+            return {folder: [folder] for folder in parts}
+        groups = {folder: [folder] for folder in parts}  # every member knows the list of all
+        of_series: dict[str, str] = {}
+        for folder, names in dicom.items():
+            for name in names:
+                head = self._heads[name] = series.header(self.path / name)
+                if head is None:
+                    continue
+                one, other = groups[of_series.setdefault(head.series, folder)], groups[folder]
+                if one is not other:
+                    one += other
+                    groups |= dict.fromkeys(other, one)
+        order = {folder: i for i, folder in enumerate(parts)}
+        return {min(g, key=order.__getitem__): sorted(g, key=order.__getitem__) for g in groups.values()}
 
 
 class ArchiveSource(TreeSource):

@@ -25,6 +25,8 @@ SUFFIXES = frozenset({
 })
 # fmt: on
 _NO_IMAGES = frozenset({"README", "LICENSE", "LICENCE", "NOTICE", "DICOMDIR", "Makefile", "VERSION", "CITATION"})
+_VIDEOS = frozenset({".avi", ".mp4", ".m4v", ".mov", ".mkv", ".wmv", ".mpg", ".mpeg", ".webm"})
+_ARCHIVES = frozenset({".zip", ".tar", ".tgz", ".tbz2", ".txz", ".bz2", ".xz", ".7z", ".rar"})
 _HEAD = 4096
 _META_KEY = re.compile(rb"\s*(ObjectType|NDims|Comment)\s*=")  # what a MetaImage header begins with
 _SLIDE_CLASS = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.77\.1\.6(?![\d.])")  # VL Whole Slide Microscopy
@@ -136,14 +138,28 @@ def format_of(name: str, head: bytes) -> str:
         return "packed"
     if head.startswith((b"PK\x03\x04", b"\x1f\x8b")):
         raise UnreadableImage(name, "is an archive inside the source; unpack it")
-    # Without preamble the first element is of group 0002 or 0008, in either byte order.
-    if head[:2] in (b"\x02\0", b"\x08\0") or head[:4] in (b"\0\x08\0\0", b"\0\x08\0\x05", b"\0\x08\0\x08"):
+    if is_bare_dicom(head):
         return "dicom"
     if suffix in (".dcm", ".dicom", ".ima"):
         raise UnreadableImage(name, "is named as DICOM but does not begin as DICOM does")
     raise UnreadableImage(
         name, f"is of no known image format{f', whatever its suffix {suffix} says' if suffix else ''}"
     )
+
+
+def is_bare_dicom(head: bytes) -> bool:
+    """Whether this is DICOM without preamble: the first element is of group 0002 or 0008, in either byte order."""
+    return head[:2] in (b"\x02\0", b"\x08\0") or head[:4] in (b"\0\x08\0\0", b"\0\x08\0\x05", b"\0\x08\0\x08")
+
+
+def passed_over(name: str) -> str:
+    """Why a file is not looked at that surely holds images, a video or an archive; empty for any other."""
+    path = PurePosixPath(name.lower())
+    if path.name.startswith(".") or "__macosx" in path.parts:
+        return ""
+    if path.suffix in _VIDEOS:
+        return "is a video, which is not read; extract its frames first"
+    return "is an archive inside the source; unpack it, or name it by itself" if path.suffix in _ARCHIVES else ""
 
 
 def is_image_name(name: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pydicom
 
+from ssl_mednet.imaging.readers import is_bare_dicom
 from ssl_mednet.imaging.readers.frames import along_normal
 
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -24,7 +27,7 @@ HEADER = 1024**2  # bytes of a member of an archive that are looked at: what com
 _GAP = 1.5  # a step this many times the usual one means that slices are missing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Header:
     """What one file says of its place in its series.
 
@@ -45,7 +48,7 @@ class Header:
 
 @dataclass
 class Stack:
-    """Files of one directory that are one thing.
+    """Files that are one thing.
 
     Args:
         names: its files; slices in the order in which they lie in space.
@@ -65,11 +68,15 @@ def header(source: Path | bytes) -> Header | None:
     """
     try:
         with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
-            if file.read(132)[128:] != b"DICM":
+            head = file.read(132)
+            bare = head[128:] != b"DICM"
+            if bare and not is_bare_dicom(head):
                 return None
             file.seek(0)
-            data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
-        series = str(data.get("SeriesInstanceUID", "") or "")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they quote the values of tags
+                data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=bare)
+                series = sys.intern(str(data.get("SeriesInstanceUID", "") or ""))
         if not series:
             return None
         frames = int(data.get("NumberOfFrames", 1) or 1)
