@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ssl_mednet.backbones.card import HERE, model_card
@@ -97,7 +97,7 @@ def write_artifact(state: dict[str, Tensor], config: dict[str, Any], out: Path, 
     for left in (temporary, old):  # of a run that was killed while it saved
         shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
+    (temporary / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))  # save_file lets the owner alone read it
     digest = sha256(temporary / WEIGHTS)
     config = config | {"ssl_mednet": config["ssl_mednet"] | {"sha256": digest}}
     (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ssl_mednet.backbones.artifact import Preprocessing, load_backbone, sha256
@@ -117,7 +117,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 def write_head(folder: Path, weight: Tensor, bias: Tensor, unlike: Unlike, about: dict[str, Any]) -> None:
     """Write all but the backbone."""
     tensors = {"weight": weight, "bias": bias} | {k: torch.from_numpy(v) for k, v in unlike.arrays().items()}
-    save_file({k: v.detach().float().cpu().contiguous() for k, v in tensors.items()}, folder / HEAD)
+    (folder / HEAD).write_bytes(save({k: v.detach().float().cpu().contiguous() for k, v in tensors.items()}))
     write_json(
         folder / MODEL, {"format": FORMAT, **about, "unlike": unlike.said(), "head_sha256": sha256(folder / HEAD)}
     )

@@ -136,6 +136,11 @@ def test_saving_again_replaces_the_artifact_whole(tmp_path: Path) -> None:
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
+def test_who_may_read_the_card_may_read_the_weights(tmp_path: Path) -> None:
+    save(tmp_path / "backbone")
+    assert len({path.stat().st_mode for path in (tmp_path / "backbone").iterdir()}) == 1
+
+
 def test_norms_biases_tokens_and_positions_do_not_decay() -> None:
     model = create_backbone("test_vit", backbone_args("test_vit", 1, 32, 8))
     free, decayed = parameter_groups(model, 0.1)

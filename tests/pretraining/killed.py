@@ -107,8 +107,8 @@ def _wind(clock: Clock) -> None:
     clock.before(Path, "unlink", "unlink")
     clock.before(PretrainModule, "training_step", "batch")
     clock.after(PretrainModule, "optimizer_step", "update")
-    clock.before(artifact, "save_file", "artifact")
-    clock.after(artifact, "save_file", "artifact")
+    clock.before(artifact, "save", "artifact")
+    clock.after(artifact, "save", "artifact")
     clock.before(Path, "rename", "artifact")
     clock.after(Path, "rename", "artifact")
 
