@@ -148,6 +148,28 @@ def test_nothing_that_the_command_line_writes_or_says_names_anyone(
     assert planter.found(written) == set()
 
 
+def test_a_run_prints_nothing_of_values_that_break_the_rules(tmp_path: Path) -> None:
+    """A real process, with the filters of warnings that users have; pydicom warns of such values and quotes them."""
+    held = {"SeriesInstanceUID": "9.8.7.61", "StudyInstanceUID": "9.8.7.62", "SOPInstanceUID": "9.8.7.63"}
+    held |= {"SOPClassUID": "9.8.7.64", "InstanceNumber": "98765", "AcquisitionNumber": "98764", "PatientAge": "098Y"}
+    for i, (name, value) in enumerate(held.items()):
+        for part in range(3):
+            scan = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+            scan.ImagePositionPatient = [0, 0, part]
+            setattr(scan, name, value)
+            path = tmp_path / "set" / f"DIR{part}" / f"{i}.dcm"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scan.save_as(path)
+            content = path.read_bytes().replace(value.encode(), b"Zq Jane Doe"[: len(value)])
+            assert b"Zq J" in content
+            path.write_bytes(content if part else content[132:])  # also without preamble
+    said = run(tmp_path / "out", "ingest", tmp_path / "set", "--out", "corpus", "--workers", 1)
+    assert b"21 images" in said
+    assert b"Zq" not in said
+    assert b"Warning" not in said
+    assert b"Zq J" not in everything(tmp_path / "out")
+
+
 def test_a_single_image_does_not_name_the_corpus_after_its_patient(
     planted_set: tuple[Path, Planter, int, set[str]], tmp_path: Path
 ) -> None:
