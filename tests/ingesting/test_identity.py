@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +89,31 @@ def test_no_identifier_reaches_a_byte_that_is_written(
         assert word.encode() not in written
         assert word not in said.out + said.err + names
     assert str(broken).encode() in written  # the user must find the file that cannot be read
+
+
+def test_a_run_prints_nothing_of_values_that_break_the_rules(tmp_path: Path) -> None:
+    """A real process, with the filters of warnings that users have; pydicom warns of such values and quotes them."""
+    held = {"SeriesInstanceUID": "9.8.7.61", "StudyInstanceUID": "9.8.7.62", "SOPInstanceUID": "9.8.7.63"}
+    held |= {"SOPClassUID": "9.8.7.64", "InstanceNumber": "98765", "AcquisitionNumber": "98764", "PatientAge": "098Y"}
+    for i, (name, value) in enumerate(held.items()):
+        for part in range(3):
+            scan = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+            scan.ImagePositionPatient = [0, 0, part]
+            setattr(scan, name, value)
+            path = tmp_path / "set" / f"DIR{part}" / f"{i}.dcm"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scan.save_as(path)
+            content = path.read_bytes().replace(value.encode(), b"Zq Jane Doe"[: len(value)])
+            assert b"Zq J" in content
+            path.write_bytes(content if part else content[132:])  # also without preamble
+    command = [sys.executable, "-m", "ssl_mednet.cli", "ingest", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "21 images" in done.stdout
+    written = b"".join(p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
+    for said in (done.stdout, done.stderr):
+        assert "Zq" not in said
+        assert "Warning" not in said
+    assert b"Zq J" not in written
 
 
 def test_groups_are_hashed_with_the_users_key_and_match_between_corpora_of_one_key(

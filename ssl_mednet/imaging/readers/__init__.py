@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 import logging
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ssl_mednet.errors import UnreadableImage
 from ssl_mednet.imaging.image import MAX_PIXELS, MedicalImage
+from ssl_mednet.imaging.readers.silence import SILENCE
 
 # fmt: off
 SUFFIXES = frozenset({
@@ -100,8 +100,7 @@ def read(source: Content, ctx: ReadContext | None = None) -> Iterator[MedicalIma
     try:
         head = _head(source)
         module = importlib.import_module(f"{__name__}.{format_of(ctx.name, head)}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders warn of what the reader reports or repairs
+        with SILENCE:  # decoders warn of what the reader reports or repairs
             yield from module.read(source, ctx)
     except UnreadableImage:
         raise
@@ -142,9 +141,8 @@ def format_of(name: str, head: bytes) -> str:
         return "dicom"
     if suffix in (".dcm", ".dicom", ".ima"):
         raise UnreadableImage(name, "is named as DICOM but does not begin as DICOM does")
-    raise UnreadableImage(
-        name, f"is of no known image format{f', whatever its suffix {suffix} says' if suffix else ''}"
-    )
+    said = f", whatever its suffix {suffix} says" if suffix else ""
+    raise UnreadableImage(name, passed_over(name) or f"is of no known image format{said}")
 
 
 def is_bare_dicom(head: bytes) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import sys
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ import pydicom
 
 from ssl_mednet.imaging.readers import is_bare_dicom
 from ssl_mednet.imaging.readers.frames import along_normal
+from ssl_mednet.imaging.readers.silence import SILENCE
 
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _TAGS = [
@@ -44,6 +45,11 @@ class Header:
     key: tuple[tuple[float, ...], float] | None
     number: int
     frames: int = 1
+
+    @property
+    def stack(self) -> tuple[str, bool] | None:
+        """What names the files that this one belongs to; None where it is read on its own."""
+        return (self.series, self.slide) if self.slide or self.key else None
 
 
 @dataclass
@@ -73,19 +79,28 @@ def header(source: Path | bytes) -> Header | None:
             if bare and not is_bare_dicom(head):
                 return None
             file.seek(0)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # they quote the values of tags
+            with SILENCE:  # values are looked at as late as they are asked for
                 data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=bare)
-                series = sys.intern(str(data.get("SeriesInstanceUID", "") or ""))
-        if not series:
-            return None
-        frames = int(data.get("NumberOfFrames", 1) or 1)
-        place = along_normal(data.get("ImagePositionPatient"), data.get("ImageOrientationPatient"))
-        slide = str(data.get("SOPClassUID", "")) == _WHOLE_SLIDE
-        return Header(series, slide, place if frames == 1 else None, _whole(data), frames)
+                return _header(data)
     except Exception as error:  # a damaged header raises anything; the reader will tell what is wrong
         logging.getLogger(__name__).debug("a header cannot be read: %s", type(error).__name__)
         return None
+
+
+def _header(data: Any) -> Header | None:
+    series = sys.intern(str(data.get("SeriesInstanceUID", "") or ""))
+    if not series:
+        return None
+    frames = int(data.get("NumberOfFrames", 1) or 1)
+    place = along_normal(data.get("ImagePositionPatient"), data.get("ImageOrientationPatient")) if frames == 1 else None
+    slide = str(data.get("SOPClassUID", "")) == _WHOLE_SLIDE
+    return Header(series, slide, place and (_shared(place[0]), place[1]), _whole(data), frames)
+
+
+@functools.lru_cache(4096)
+def _shared(orientation: tuple[float, ...]) -> tuple[float, ...]:
+    """One object for all equal orientations: headers of millions of files are held at a time."""
+    return orientation
 
 
 def _whole(data: Any) -> int:
@@ -109,10 +124,10 @@ def stacks(files: Iterable[tuple[str, Header | None]]) -> list[Stack]:
     found: list[Stack] = []
     series: dict[tuple[str, bool], list[tuple[Header, str]]] = defaultdict(list)
     for name, head in files:
-        if head is None or not (head.slide or head.key):
+        if head is None or head.stack is None:
             found.append(Stack([name]))
             continue
-        known = series[head.series, head.slide]
+        known = series[head.stack]
         if not known:
             found.append(Stack([name], head.slide))
         known.append((head, name))
