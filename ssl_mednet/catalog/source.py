@@ -83,6 +83,7 @@ class CatalogSource(FolderSource):
         for stacks in parts:
             most = caps.take(stacks, lambda n: groups.get(n, ""), self._frames) if caps else None
             yield from self._arranged(stacks, said, most)
+        yield from self._passed_over()
 
     def _frames(self, name: str) -> int | None:
         header = series.header(self.path / name)
