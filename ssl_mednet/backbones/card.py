@@ -42,9 +42,11 @@ def model_card(config: dict[str, Any], place: str = HERE) -> str:
 
 ```python
 import timm
-{imports}model = timm.create_model({timm_place}, pretrained=True)
+{imports}
+model = timm.create_model({timm_place}, pretrained=True)
 
 from ssl_mednet import load_backbone  # or with the preprocessing attached
+
 model = load_backbone("{place}")
 features = model(model.preprocessing(images))  # images [B, C, H, W] in [0, 1]
 ```

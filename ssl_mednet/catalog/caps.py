@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -79,6 +79,23 @@ class Caps:
             kept[name] = min(holds, left)
             left -= kept[name]
         return kept
+
+
+def shares(holds: Mapping[str, int], most: int, seed: int) -> dict[str, int]:
+    """So many images of each file that they are ``most`` together, or all: as equal as their numbers of images allow.
+
+    Args:
+        holds: how many images each file has.
+
+    Returns:
+        The files that give any; which those are where there are more files than ``most``, the seed draws.
+    """
+    taken = {}
+    waiting = sorted(holds, key=lambda n: (holds[n], draw(seed, n)))  # large files give what small ones cannot
+    for place, name in enumerate(waiting):
+        taken[name] = min(holds[name], most // (len(waiting) - place))
+        most -= taken[name]
+    return {name: n for name, n in taken.items() if n}
 
 
 def _spread(names: list[str], most: int) -> list[str]:

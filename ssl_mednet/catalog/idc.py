@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -50,7 +51,8 @@ class Query:
     Args:
         collection: id of a collection, or a shell pattern; ``*`` is all of IDC.
         modality: DICOM modalities, such as ``("CT",)``; empty for every one that holds images.
-        per_patient: at most this many instances of a patient of a collection, slides where the modality is SM.
+        per_patient: at most this many images of a patient of a collection, slides where the modality is SM. The index
+            counts objects, so that one of several frames is one here; see :func:`images_at_most`.
         seed: which ones.
         any_licence: also those that are not permissive (CC-BY).
         without: shell patterns of series descriptions to leave out.
@@ -146,6 +148,27 @@ def cap_patients(
     first = _fill(np.minimum(available, ceil(cap / SERIES_OF_A_PATIENT)), groups, np.full(len(order), cap))
     left = cap - _of_group(first, groups)
     return order, first + _fill(available - first, groups, left)
+
+
+def images_at_most(series: Sequence[Series], cap: int | None) -> dict[str, int]:
+    """How many images each series may give, by its uid, so that no patient gives more than the cap.
+
+    Each object gives at least one. What is left of the cap goes to the series of the patient that has the largest
+    objects: those may hold many frames, which the index does not say. Slides count, but are not in it.
+    """
+    if cap is None:
+        return {}
+    patients = defaultdict[tuple[str, str], list[Series]](list)
+    for one in series:
+        patients[one.collection, one.patient].append(one)
+    most: dict[str, int] = {}
+    for own in patients.values():
+        left = cap - sum(1 if s.modality == SLIDES else s.take for s in own)
+        scans = [s for s in own if s.modality != SLIDES]
+        most |= {s.uid: s.take for s in scans}
+        if scans:
+            most[max(scans, key=lambda s: (s.megabytes / s.instances, s.uid)).uid] += left
+    return most
 
 
 def _fill(available: np.ndarray, groups: np.ndarray, cap: np.ndarray) -> np.ndarray:

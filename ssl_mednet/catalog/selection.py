@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
 from ssl_mednet.catalog.caps import ALL, Caps
 from ssl_mednet.catalog.entries import NOWHERE, Entry, Where, find_entry, how_to_get
 from ssl_mednet.catalog.fetch import Fetched, fetch_series
-from ssl_mednet.catalog.idc import Query, Series, choose, index_version
+from ssl_mednet.catalog.idc import Query, Series, choose, images_at_most, index_version
 from ssl_mednet.data.sources import parse_spec
 from ssl_mednet.errors import DataError
 from ssl_mednet.imaging.modality import DICOM_MODALITY
 
 KINDS = ("catalog:", "idc:")
+IDC = "idc"  # folder below the root of several sets into which series are fetched
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Selection:
         series: to be fetched first; empty where the user has the files.
         seed: which instances of a series are taken.
         caps: how much of it is taken.
+        per_patient: images of each patient at most, by the id in ``series``; empty where patients are not capped, or
+            their slides are.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Selection:
     series: tuple[Series, ...] = ()
     seed: int = 0
     caps: Caps = ALL
+    per_patient: Mapping[str, int] = field(default_factory=dict)
 
 
 def is_selection(spec: str) -> bool:
@@ -67,7 +72,7 @@ def resolve(
 
     Args:
         root: where the files are (``--from``); for IDC, where they go, by default into the cache.
-        per_patient: instances (slides) of a patient at most, for IDC; what the spec says comes first.
+        per_patient: images (slides) of a patient at most, for IDC; what the spec says comes first.
         seed: which ones; what the spec says comes first.
 
     Returns:
@@ -86,6 +91,31 @@ def resolve(
     if per_patient is not None:
         raise DataError(f"{spec}: --per-patient is for IDC", "its index knows the patients before the files are there")
     return (_of_folder(entry, root),)
+
+
+def roots_of(specs: Sequence[str], root: Path | None) -> dict[str, Path | None]:
+    """Where the files of each set are: ``root`` itself for one set; ``root/ID`` where a set of the catalog is one of
+    several, and ``root/idc`` for those that are fetched.
+
+    Raises:
+        DataError: a folder is not there, or no such set; the message says how to get it.
+    """
+    folders = {text: folder_of(text, root) for text in specs}
+    if root is None or len(specs) < 2 or all(path == root / IDC for path in folders.values()):
+        return dict.fromkeys(specs, root)
+    for text, path in folders.items():
+        if path and path != root / IDC and not path.is_dir():
+            hint = f"with several sets, --from {root} has DIR/ID of each; {how_to_get(find_entry(path.name))}"
+            raise DataError(f"{text}: {path} does not exist", hint)
+    return folders
+
+
+def folder_of(spec: str, root: Path | None) -> Path | None:
+    """The folder of one set among those of several below ``root``: ``root/ID``, or ``root/idc`` for what is fetched."""
+    if root is None:
+        return None
+    entry = None if spec.startswith("idc:") else find_entry(spec.removeprefix("catalog:"))
+    return root / (IDC if entry is None or entry.ingest.idc else entry.id)
 
 
 def prepare(selections: Iterable[Selection], workers: int = 8, quiet: bool = False) -> Fetched:
@@ -144,12 +174,18 @@ def _of_idc(query: Query, root: Path | None) -> tuple[Selection, ...]:
         return s.collection, DICOM_MODALITY[s.modality], s.licence
 
     selections = []
-    for (collection, modality, licence), series in groupby(sorted(choose(query), key=kind), kind):
+    chosen = choose(query)
+    most = images_at_most(chosen, query.per_patient)
+    for (collection, modality, licence), grouped in groupby(sorted(chosen, key=kind), kind):
         folder = base / collection / modality / (licence.replace(":", "_").replace("/", "_") or "unknown")
+        series, per_patient = tuple(grouped), Counter[str]()
+        for one in series:
+            if one.uid in most:
+                per_patient[one.patient] += most[one.uid]
         selections.append(
             Selection(
                 f"idc:{collection}", (folder,), modality, licence, Where(kind="dicom"),
-                verified=True, series=tuple(series), seed=query.seed,
+                verified=True, series=series, seed=query.seed, per_patient=per_patient,
             )
         )  # fmt: skip
     return tuple(selections)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
+from ssl_mednet.catalog.caps import shares
 from ssl_mednet.catalog.entries import Where
 from ssl_mednet.catalog.selection import Selection
 from ssl_mednet.data.sources import FolderSource, Item, Source
@@ -47,11 +49,14 @@ class CatalogSource(FolderSource):
         super().__init__(path)
         self.selection = selection
         self.licence = selection.licence
+        self._patients = {s.url.split("/")[-2]: s.patient for s in selection.series}
         self._names = [n for n in self._names if not any(fnmatch(n, pattern) for pattern in selection.skip)]
 
     def fingerprint(self) -> str:
         rules = (self.selection.group, self.selection.label, self.selection.split)
         caps = f" {self.selection.caps}" if self.selection.caps else ""
+        if self.selection.per_patient:
+            caps += hashlib.sha256(repr(sorted(self.selection.per_patient.items())).encode()).hexdigest()
         return f"{super().fingerprint()} {self.selection.name} {rules!r}{caps}"
 
     def count(self) -> int | None:
@@ -81,9 +86,31 @@ class CatalogSource(FolderSource):
         if caps.limit:  # the draw is from all of them
             parts = [[*chain.from_iterable(parts)]]
         for stacks in parts:
-            most = caps.take(stacks, lambda n: groups.get(n, ""), self._frames) if caps else None
+            most = caps.take(stacks, lambda n: groups.get(n, ""), self._frames) if caps else self._of_patient(stacks)
             yield from self._arranged(stacks, said, most)
         yield from self._passed_over()
+
+    def _parts(self, names: list[str]) -> Iterator[list[str]]:
+        """What is read in one go: a directory; all of a patient where those are capped, because they share the cap."""
+        if not self.selection.per_patient:
+            yield from super()._parts(names)
+            return
+        of_patient: dict[str, list[str]] = {}
+        for name in names:
+            of_patient.setdefault(self._patient(name), []).append(name)
+        yield from of_patient.values()
+
+    def _of_patient(self, stacks: list[Stack]) -> dict[str, int] | None:
+        """How many images each file of a patient gives under the patient's cap; None where there is none."""
+        most = self.selection.per_patient.get(self._patient(stacks[0].names[0]))
+        if most is None:
+            return None
+        holds = {n: 1 if len(s.names) > 1 else self._frames(n) or 1 for s in stacks for n in s.names}
+        return shares(holds, most, self.selection.seed)
+
+    def _patient(self, name: str) -> str:
+        """Whose series it is that a file lies in the folder of."""
+        return self._patients.get(PurePosixPath(name).parts[0], "")
 
     def _frames(self, name: str) -> int | None:
         header = series.header(self.path / name)
@@ -113,8 +140,7 @@ class CatalogSource(FolderSource):
 
     def _of_series(self, rule: Where, names: list[str]) -> dict[str, str]:
         """The patient in a PatientID that holds more than that, by the series that a file lies in the folder of."""
-        patients = {s.url.split("/")[-2]: re.search(rule.pattern or "", s.patient) for s in self.selection.series}
-        matches = {n: patients.get(PurePosixPath(n).parts[0]) for n in names}
+        matches = {n: re.search(rule.pattern or "", self._patient(n)) for n in names}
         return {n: m[0] for n, m in matches.items() if m}
 
     def _of_table(self, rule: Where, names: list[str]) -> dict[str, str]:

@@ -39,9 +39,11 @@ def ingest(
     mpp: Annotated[float, typer.Option(help="Of whole slides: microns per pixel of the tiles.")] = 0.5,
     tile: Annotated[int, typer.Option(help="Of whole slides: side of a tile, pixels.")] = 256,
     max_tiles: Annotated[int, typer.Option("--max-tiles", help="Tiles of a slide at most; 0: all with tissue.")] = 0,
-    source: Annotated[str, typer.Option("--source", help="Name of the data set; by default that of the path.")] = "",
+    source: Annotated[str, typer.Option("--source", help="Name of the data set that is stored with each image.")] = "",
     licence: Annotated[str, typer.Option(help="SPDX identifier, as in CC-BY-4.0, or custom:WORDS.")] = "",
-    root: Annotated[Path | None, typer.Option("--from", help="Where the files of catalog:ID lie.")] = None,
+    root: Annotated[
+        Path | None, typer.Option("--from", help="Where the files of catalog:ID lie; of several sets: DIR/ID.")
+    ] = None,
     per_patient: Annotated[
         int | None, typer.Option("--per-patient", min=1, help="At most so many images or slides of a patient, of idc:.")
     ] = None,
@@ -67,6 +69,8 @@ def ingest(
     tag of DICOM files: tag:StudyInstanceUID, tag:(0010,0020), or of a private block tag:(0019,xx0C,OWNER); a DICOM file
     that lacks it has no group, and other files have the same group as without --group. Sets of the catalog and of IDC
     have rules of their own.
+
+    The name of the folder or archive is stored as the source (of a single image: file); --source sets another.
 
     [bold]Examples[/bold]
 

@@ -8,14 +8,12 @@ from pathlib import Path
 
 from ssl_mednet.catalog.caps import Caps
 from ssl_mednet.catalog.corpus_recipe import CorpusRecipe, Part, part_entry, read_corpus_recipe
-from ssl_mednet.catalog.selection import Selection, resolve
+from ssl_mednet.catalog.selection import Selection, folder_of, resolve
 from ssl_mednet.data.schema import CorpusSpec
 from ssl_mednet.errors import DataError, IngestError, UserError
 from ssl_mednet.ingesting.commit import state_weights
 from ssl_mednet.ingesting.run import WAY, Summary, Way
 from ssl_mednet.ingesting.selected import ingest_selection, summed
-
-IDC = "idc"  # folder below the root into which series are fetched
 
 
 def ingest_recipe(
@@ -81,10 +79,10 @@ def _selections(part: Part, recipe: CorpusRecipe, root: Path | None) -> Iterator
     if entry is None or entry.ingest.idc:
         words = f"?modality={','.join(part.modality)}&licence={'any' if part.any_licence else 'permissive'}"
         spec = f"catalog:{entry.id}" if entry else f"idc:{part.idc}{words}"
-        yield from resolve(spec, root and root / IDC, part.per_patient, recipe.seed)
+        yield from resolve(spec, folder_of(spec, root), part.per_patient, recipe.seed)
         return
     caps = Caps(part.per_volume or 0, part.beside_images or 0, part.tiles or 0, part.limit or 0, recipe.seed)
-    for selection in resolve(f"catalog:{entry.id}", root and root / entry.id):
+    for selection in resolve(f"catalog:{entry.id}", folder_of(f"catalog:{entry.id}", root)):
         yield replace(selection, caps=caps)
 
 

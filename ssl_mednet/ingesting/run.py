@@ -23,6 +23,7 @@ from ssl_mednet.ingesting.commit import Ingest, commit
 from ssl_mednet.ingesting.engines import run
 from ssl_mednet.ingesting.hashes import KEY, group_key, keyed_hash
 from ssl_mednet.ingesting.journal import Journal
+from ssl_mednet.ingesting.names import name_of
 from ssl_mednet.ingesting.rows import Record
 from ssl_mednet.progress import Progress
 
@@ -105,7 +106,8 @@ def ingest(
         channels, store_size, quality, modality, convert, labels, group_field, mpp, tile, max_tiles: see
             :class:`~ssl_mednet.data.schema.CorpusSpec`. Labels are taken from tables alone by default, because
             folders may be named after patients.
-        source: name of the data set, for every row; the last part of each source's name when empty.
+        source: name of the data set, for every row; the last part of each source's name when empty (``file`` for a
+            single image, which may be named after a patient).
         licence: SPDX identifier, or ``custom:...``; what the source says of itself when empty.
         engine: ``"loky"`` (this machine), ``"ray"`` or ``"dask"``.
         address: of a Ray or Dask cluster, whose machines see sources and corpus under the same names as this one.
@@ -193,6 +195,8 @@ def ingest_opened(
             ungrouped = sum(record.ungrouped for record in journal.records()) if spec.group_field else 0
             meta = _commit(sources, job, journal, name)
             notes = [*_remarks(sources), *([] if given or not meta["groups"] else [_GROUPS_DIFFER])]
+            if again := meta["ingests"][-1]["again"]:
+                notes.append(f"{again} of these images were in the corpus already: ssl-mednet curate marks copies")
             if ungrouped:
                 notes.append(f"{ungrouped} images have no group: --group {spec.group_field} says nothing of them")
             return _summary(folder, meta, meta["ingests"][-1], notes=tuple(notes))
@@ -205,11 +209,6 @@ def _remarks(sources: list[Source]) -> tuple[str, ...]:
         return ()
     file, what = remarks[0]
     return (f"{len(remarks)} series are unusual, for example {file}: {what}",)
-
-
-def name_of(source: Source) -> str:
-    """A short name for a source: the last part of its path without endings, or its specification."""
-    return source.spec.partition("?")[0] if not source.path.exists() else source.path.name.split(".")[0]
 
 
 def _meta(folder: Path) -> dict[str, Any] | None:
@@ -262,7 +261,7 @@ def _commit(sources: list[Source], job: Job, journal: Journal, name: str) -> dic
         raise _nothing(sources, records)
     entry = Ingest(
         key=name,
-        source=", ".join(s.spec for s in sources),
+        source=", ".join(dict.fromkeys(o.name for o in job.origins)),
         licence=", ".join(dict.fromkeys(o.licence for o in job.origins if o.licence)),
         note=" ".join(dict.fromkeys(s.note for s in sources if s.note)),
         classes=sources[0].classes if len({s.classes for s in sources}) == 1 else (),

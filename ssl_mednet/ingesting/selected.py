@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ssl_mednet.catalog.selection import Selection, is_selection, prepare, resolve
+from ssl_mednet.catalog.selection import Selection, is_selection, prepare, resolve, roots_of
 from ssl_mednet.catalog.source import open_selection
 from ssl_mednet.data.schema import CorpusSpec
 from ssl_mednet.errors import DataError
@@ -19,7 +19,8 @@ class Choice:
     """What is taken of the sets of the catalog and of IDC.
 
     Args:
-        root: folder with their files (for IDC: into which they go; the cache when None).
+        root: folder with the files of a set (for IDC: into which they go; the cache when None); with ``root/ID`` for
+            each where a set of the catalog is one of several.
         per_patient: instances or slides of a patient at most, of IDC.
         seed: which of them.
     """
@@ -42,9 +43,10 @@ def ingest_selected(sources: Sequence[str], out: str | Path, choice: Choice, **o
         DataError: as ``ingest``; or files that are not there, with how to get them.
     """
     folder = Path(out).expanduser().absolute()
-    wanted = [text for text in sources if is_selection(text)]
+    wanted = [*dict.fromkeys(text for text in sources if is_selection(text))]
     plain = [text for text in sources if not is_selection(text)]
-    chosen = [one for text in wanted for one in resolve(text, choice.root, choice.per_patient, choice.seed)]
+    roots = roots_of(wanted, choice.root)
+    chosen = [one for text in wanted for one in resolve(text, roots[text], choice.per_patient, choice.seed)]
     if not plain and not chosen:
         raise DataError("nothing to ingest", "name a folder, a file, an archive, catalog:ID or idc:COLLECTION")
     way = Way(**{name: options[name] for name in Way.__dataclass_fields__ if name in options})

@@ -25,6 +25,7 @@ from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.data.loader import BatchStream
 from ssl_mednet.errors import TrainingError
+from ssl_mednet.ingesting.names import told_path
 from ssl_mednet.pretraining.build import (
     ALONE,
     build_module,
@@ -244,12 +245,14 @@ def _save(
     assert recipe.train.steps is not None
     licences = Counter(corpus.column("licence").take(rows).to_pylist())
     verdict = roll_up(licences + Counter({} if begin is None else begin.licences))
+    source = told_path(Path(recipe.data.source).expanduser())  # who reads the artifact need not know more
+    said = recipe.model_dump(mode="json")
     provenance = {
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": said | {"data": said["data"] | {"source": source}},
         "steps": recipe.train.steps,
         "chosen": monitor.chosen(encoder, recipe.train.steps),
         "data": {
-            "source": Path(recipe.data.source).name,
+            "source": source,
             "images": len(rows),
             "modalities": corpus.modalities(rows),
             "fingerprint": corpus.meta["fingerprint"],

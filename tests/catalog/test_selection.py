@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
+from small_index import put_index
 
-from ssl_mednet.catalog import idc
 from ssl_mednet.catalog.selection import is_selection, prepare, resolve
 from ssl_mednet.errors import DataError
 
@@ -28,26 +27,7 @@ def index(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
         ("lidc_idri", "p1", "CT", "CC BY 3.0", 4),
         ("nsclc_radiomics", "p1", "CT", "CC BY-NC 3.0", 4),
     ]
-    table = {
-        "collection_id": [r[0] for r in rows],
-        "PatientID": [r[1] for r in rows],
-        "Modality": [r[2] for r in rows],
-        "license_short_name": [r[3] for r in rows],
-        "instanceCount": [r[4] for r in rows],
-        "analysis_result_id": [""] * len(rows),
-        "SeriesDescription": [""] * len(rows),
-        "sop_class_name": ["CT Image Storage"] * len(rows),
-        "series_size_MB": [1.0] * len(rows),
-        "SeriesInstanceUID": [f"1.{i}" for i in range(len(rows))],
-        "series_aws_url": [bucket.series(f"uuid-{i}", r[4], 100) for i, r in enumerate(rows)],
-    }
-    columns = {k: np.array(v, object if isinstance(v[0], str) else None) for k, v in table.items()}
-
-    def read(modalities: tuple[str, ...], path: Path | None = None) -> idc.Columns:
-        kept = np.array([m in modalities for m in columns["Modality"]])
-        return {k: v[kept] for k, v in columns.items()}
-
-    monkeypatch.setattr(idc, "read_index", read)
+    put_index(monkeypatch, [(*row, bucket.series(f"uuid-{i}", row[-1], 100)) for i, row in enumerate(rows)])
     return bucket
 
 

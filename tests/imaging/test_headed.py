@@ -115,3 +115,22 @@ def test_a_header_leads_nowhere_else_and_asks_for_no_more_than_there_is(tmp_path
     bomb = b"NRRD0004\ntype: uint8\ndimension: 2\nsizes: 9 9\nencoding: gzip\n\n"
     with pytest.raises(UnreadableImage, match="unpacks to more"):
         images(bomb + gzip.compress(bytes(10**7)), name="v.nrrd")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "NRRD0004\ntype: Doe^Jane\ndimension: 2\nsizes: 4 4\nencoding: raw\n\n",
+            "an unknown type, which is no bright",
+        ),
+        ("NRRD0004\ntype: block\ndimension: 2\nsizes: 4 4\nencoding: raw\n\n", "the type block, which is no bright"),
+        ("NRRD0004\ntype: uchar\ndimension: 2\nsizes: 4 4\nencoding: Doe^Jane\n\n", "in an unknown way, which is not"),
+        ("NRRD0004\ntype: uchar\ndimension: 2\nsizes: 4 4\nencoding: hex\n\n", "encoded as hex, which is not read"),
+        ("NDims = 2\nDimSize = 4 4\nElementType = Doe^Jane\nElementDataFile = LOCAL\n", "an unknown type"),
+    ],
+)
+def test_a_reason_quotes_words_of_the_format_and_nothing_else(text: str, told: str) -> None:
+    with pytest.raises(UnreadableImage, match=told) as caught:
+        images(text.encode() + bytes(16), name="x.nrrd" if text.startswith("NRRD") else "x.mha")
+    assert "doe" not in str(caught.value).lower()

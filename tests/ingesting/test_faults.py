@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from ingest_helpers import TrapSource, numbers, same_content, table, write_pictu
 
 from ssl_mednet.data.corpus import Corpus, CorpusSpec
 from ssl_mednet.data.schema import WORK, is_corpus
+from ssl_mednet.data.sources import open_sources
 from ssl_mednet.errors import DataError
-from ssl_mednet.ingesting.chunks import Chunk, Job
+from ssl_mednet.ingesting.chunks import Chunk, Job, chunks
 from ssl_mednet.ingesting.rows import Record
 from ssl_mednet.ingesting.run import Way, ingest, ingest_opened
 
@@ -66,30 +68,42 @@ def test_a_worker_that_is_killed_from_outside_costs_no_file(tmp_path: Path) -> N
     assert summary.quarantined == 0
 
 
-_RUN = "import sys; from ssl_mednet.ingesting.run import ingest; ingest(sys.argv[1], sys.argv[2], quiet=True)"
+_RUN = """
+import signal, sys
+from ssl_mednet.ingesting.run import ingest
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background of a shell ignores
+print("begins", flush=True)
+ingest(sys.argv[1], sys.argv[2], quiet=True)
+"""
 
 
 def _start(source: Path, out: Path) -> subprocess.Popen[bytes]:
-    # A job in the background of a shell ignores Ctrl-C, and so would what it starts.
-    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{_RUN}"
-    return subprocess.Popen([sys.executable, "-c", code, str(source), str(out)], stderr=subprocess.PIPE)
+    command = [sys.executable, "-c", _RUN, str(source), str(out)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def _killed(source: Path, out: Path, draw: random.Random) -> bool:
-    """Kill an ingest a moment after it has got further than it was; whether it had ended before."""
-    before = len(list(out.glob(f"{WORK}/*/*.json")))
-    process = _start(source, out)
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        if len(list(out.glob(f"{WORK}/*/*.json"))) > before or is_corpus(out):
-            time.sleep(draw.uniform(0, 0.3))
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.stderr is not None
-    process.stderr.close()
-    return process.returncode == 0
+# When to kill an ingest, and up to how many seconds later: before the first new piece, after one, after the last.
+_MOMENTS = {"listing": 0.6, "working": 0.3, "commit": 0.03}
+
+
+def _killed(source: Path, out: Path, moment: str, draw: random.Random) -> bool:
+    """Kill an ingest at a moment; whether it was running then."""
+    committed = {i["key"] for i in Corpus(out).meta["ingests"]} if is_corpus(out) else set()
+
+    def pieces() -> int:
+        return sum(path.parent.name not in committed for path in out.glob(f"{WORK}/*/*.json"))
+
+    every = len([*chunks(open_sources(source))])
+    wanted = {"listing": 0, "working": min(pieces() + 1, every), "commit": every}[moment]
+    with _start(source, out) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begins\n"
+        deadline = time.monotonic() + 120
+        while pieces() < wanted and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, _MOMENTS[moment]))
+        process.send_signal(signal.SIGKILL)
+    return process.returncode == -signal.SIGKILL
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
@@ -111,22 +125,32 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_and_run_again_every_image_is_there_once(kills: int, tmp_path: Path) -> None:
-    source = write_pictures(tmp_path / "set", 400 * kills if kills > 3 else 1200)
-    (source / "00500.png").write_bytes(b"broken")
-    draw = random.Random(kills)
-    for _ in range(kills):
-        if _killed(source, tmp_path / "out", draw):
-            break
-        if is_corpus(tmp_path / "out"):
-            assert len(Corpus(tmp_path / "out")) == len(list(source.iterdir())) - 1
-    ingest(source, tmp_path / "out", quiet=True)
-    ingest(source, tmp_path / "undisturbed", quiet=True)
-    assert len(numbers(tmp_path / "out")) == len(list(source.iterdir())) - 1
-    assert same_content(tmp_path / "out", tmp_path / "undisturbed")
+    out, draw, landed = tmp_path / "out", random.Random(kills), Counter[str]()
+    sets: list[Path] = []
+    done = tries = 0
+    while landed.total() < kills:
+        tries += 1
+        assert tries <= 4 * kills, landed
+        if done == len(sets):
+            sets.append(write_pictures(tmp_path / f"set{done}", 1200))
+            (sets[done] / "00500.png").write_bytes(b"broken")
+        moment = [*_MOMENTS][landed.total() % len(_MOMENTS)]
+        landed[moment] += _killed(sets[done], out, moment, draw)
+        if is_corpus(out):
+            corpus = Corpus(out)
+            done = len(corpus.meta["ingests"])
+            assert len(corpus) == 1199 * done
+    assert min(landed[moment] for moment in _MOMENTS) >= kills // len(_MOMENTS)
+    for source in sets:
+        ingest(source, out, quiet=True)
+        ingest(source, tmp_path / "undisturbed", quiet=True)
+    good = [i for i in range(1200) if i != 500]
+    assert numbers(out) == good * len(sets)
+    assert same_content(out, tmp_path / "undisturbed")
     one, other = (Corpus(tmp_path / name) for name in ("out", "undisturbed"))
     assert one.meta == other.meta
     count = len(list((tmp_path / "undisturbed" / "data").iterdir()))
-    assert len(list((tmp_path / "out" / "data").iterdir())) == count  # no orphans
+    assert len(list((out / "data").iterdir())) == count  # no orphans
 
 
 def test_a_kill_between_commit_and_end_is_not_a_second_ingest(
@@ -252,8 +276,7 @@ def test_two_at_once_wait_for_each_other(pictures: Path, tmp_path: Path) -> None
     assert [p.wait(timeout=120) for p in processes] == [0, 0]
     assert numbers(tmp_path / "out") == list(range(700))
     for process in processes:
-        assert process.stderr is not None
-        process.stderr.close()
+        process.communicate()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import hmac
+import os
 import subprocess
 import sys
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pydicom
 import pytest
 from ingest_helpers import table, write_pictures
+from planted import Planter, bad_files, good_files
 from pydicom.data import get_testdata_file
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
@@ -91,6 +97,57 @@ def test_no_identifier_reaches_a_byte_that_is_written(
     assert str(broken).encode() in written  # the user must find the file that cannot be read
 
 
+@pytest.fixture(scope="module")
+def planted_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Planter, int, set[str]]:
+    """A folder of good and bad files, what was planted in them, how many images they hold, and which are bad."""
+    root, planter = tmp_path_factory.mktemp("planted") / "set", Planter()
+    root.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom does not like the words
+        return root, planter, good_files(planter, root), bad_files(planter, root)
+
+
+def run(out: Path, *arguments: object) -> bytes:
+    """The command line in a process of its own, with its cache and temporary files below ``out``; what it says."""
+    (out / "temporary").mkdir(parents=True, exist_ok=True)
+    places = {"SSL_MEDNET_CACHE": str(out / "cache"), "TMPDIR": str(out / "temporary")}
+    command = [sys.executable, "-m", "ssl_mednet.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, env=os.environ | places, cwd=out)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout + done.stderr
+
+
+def everything(out: Path) -> bytes:
+    """Names and content of all files below a folder, and what the tables in them hold when they are decoded."""
+    files = [path for path in out.rglob("*") if path.is_file()]
+    parts = [str(path.relative_to(out)).encode() + b"\n" + path.read_bytes() for path in files]
+    for corpus in {path.parent.parent for path in files if path.suffix == ".manifest"}:
+        rows = table(corpus)
+        texts = [name for name in rows.column_names if pa.types.is_string(rows.schema.field(name).type)]
+        assert {"source", "licence", "label", "quantity"} <= set(texts)
+        parts.append(f"{rows.select(texts).to_pylist()} {rows.schema.metadata}".encode())
+    return b"\n".join(parts)
+
+
+def test_nothing_that_the_command_line_writes_or_says_names_anyone(
+    planted_set: tuple[Path, Planter, int, set[str]], tmp_path: Path
+) -> None:
+    source, planter, images, bad = planted_set
+    assert len(planter.found(everything(source))) > 10_000, "they are found where they are"
+    said = run(tmp_path, "ingest", source, "--out", "corpus", "--workers", 1)
+    with (tmp_path / "corpus/quarantine.csv").open(newline="") as file:
+        assert {Path(row["path"]).name for row in csv.DictReader(file)} == bad
+    assert len(Corpus(tmp_path / "corpus")) == images
+    said += run(tmp_path, "inspect", "corpus", "--out", "page.html")
+    small = ["train.steps=2", "optim.batch_size=4", "data.image_size=32", "data.split=all"]
+    said += run(tmp_path, "pretrain", "--recipe", "mae_gray.yaml", "--data", "corpus", "--out", "run", *small)
+    written = everything(tmp_path)
+    assert b"unknown transfer syntax" in written
+    assert (tmp_path / "run/backbone/config.json").is_file()
+    assert planter.found(said) == set()
+    assert planter.found(written) == set()
+
+
 def test_a_run_prints_nothing_of_values_that_break_the_rules(tmp_path: Path) -> None:
     """A real process, with the filters of warnings that users have; pydicom warns of such values and quotes them."""
     held = {"SeriesInstanceUID": "9.8.7.61", "StudyInstanceUID": "9.8.7.62", "SOPInstanceUID": "9.8.7.63"}
@@ -106,14 +163,40 @@ def test_a_run_prints_nothing_of_values_that_break_the_rules(tmp_path: Path) -> 
             content = path.read_bytes().replace(value.encode(), b"Zq Jane Doe"[: len(value)])
             assert b"Zq J" in content
             path.write_bytes(content if part else content[132:])  # also without preamble
-    command = [sys.executable, "-m", "ssl_mednet.cli", "ingest", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "21 images" in done.stdout
-    written = b"".join(p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
-    for said in (done.stdout, done.stderr):
-        assert "Zq" not in said
-        assert "Warning" not in said
-    assert b"Zq J" not in written
+    said = run(tmp_path / "out", "ingest", tmp_path / "set", "--out", "corpus", "--workers", 1)
+    assert b"21 images" in said
+    assert b"Zq" not in said
+    assert b"Warning" not in said
+    assert b"Zq J" not in everything(tmp_path / "out")
+
+
+def test_a_single_image_does_not_name_the_corpus_after_its_patient(
+    planted_set: tuple[Path, Planter, int, set[str]], tmp_path: Path
+) -> None:
+    source, planter, *_ = planted_set
+    scan, volume = (next(source.rglob(f"ZQ*/ZQ*{suffix}")) for suffix in (".dcm", ".nii"))
+    said = run(tmp_path, "ingest", scan, volume, "--out", "corpus", "--workers", 1)
+    said += run(tmp_path, "ingest", scan, volume, "--out", "corpus", "--workers", 1)
+    assert b"was there already" in said
+    assert table(tmp_path / "corpus")["source"].to_pylist() == ["file"] * 3
+    said += run(tmp_path, "ingest", scan.parent / "*.dcm", "--out", "corpus", "--source", "mine", "--workers", 1)
+    assert [i["source"] for i in Corpus(tmp_path / "corpus").meta["ingests"]] == ["file", "mine"]
+    assert b"1 of these images were in the corpus already" in said
+    assert planter.found(said) == planter.found(everything(tmp_path)) == set()
+
+
+def test_sets_keep_their_names_and_leave_their_paths_at_home(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "secret" / "brains", 3)
+    with zipfile.ZipFile(tmp_path / "secret" / "mednist.v2.zip", "w") as archive:
+        archive.write(folder / "00000.png", "a.png")
+    np.savez(tmp_path / "secret" / "breast.npz", train_images=np.arange(128, dtype=np.uint8).reshape(2, 8, 8))
+    sources = [folder, folder.parent / "mednist.v2.zip", folder.parent / "breast.npz", "phantoms:gray?n=2"]
+    out = ingest(sources, tmp_path / "out", quiet=True, workers=1)
+    names = ["brains", "mednist", "breast", "phantoms:gray"]
+    assert [*dict.fromkeys(table(out.folder)["source"].to_pylist())] == names
+    assert Corpus(out.folder).meta["source"] == ", ".join(names)
+    written = b"".join(path.read_bytes() for path in out.folder.rglob("*") if path.is_file())
+    assert b"secret" not in written
 
 
 def test_groups_are_hashed_with_the_users_key_and_match_between_corpora_of_one_key(

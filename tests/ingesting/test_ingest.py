@@ -12,6 +12,7 @@ import pytest
 from ingest_helpers import numbers, same_content, table, write_pictures
 from PIL import Image
 
+from ssl_mednet.auditing.quality import curate
 from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
 from ssl_mednet.data.schema import CODECS, JPEG, PNG, WORK
 from ssl_mednet.errors import DataError
@@ -68,6 +69,18 @@ def test_a_second_run_changes_nothing_and_another_source_is_added_behind(picture
     assert set(rows["licence"].to_pylist()) == {"", "CC0-1.0"}
     assert Corpus(out).meta["licence"] == "CC0-1.0"
     assert [i["images"] for i in Corpus(out).meta["ingests"]] == [700, 30]
+
+
+def test_a_folder_that_has_grown_is_told_how_much_of_it_was_there(tmp_path: Path) -> None:
+    root, out = write_pictures(tmp_path / "set", 5), tmp_path / "out"
+    first = ingest(root, out, quiet=True)
+    second = ingest(write_pictures(root, 7), out, quiet=True)
+    assert (first.total, second.total) == (5, 12)
+    assert first.notes == ()
+    assert second.notes == ("5 of these images were in the corpus already: ssl-mednet curate marks copies",)
+    assert ingest(write_pictures(tmp_path / "other", 9), out, quiet=True).notes[0].startswith("7 of these")
+    assert [i["again"] for i in Corpus(out).meta["ingests"]] == [0, 5, 7]
+    assert curate(out, quiet=True).counts()["exact"] == 12
 
 
 def test_columns_and_deletions_that_others_made_survive_what_is_added(tmp_path: Path) -> None:

@@ -165,7 +165,8 @@ def test_signs_of_collapse() -> None:
     assert rank_me(spread) == pytest.approx(float(torch.exp(-(share * share.log()).sum())), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", list_shipped("recipes"))
+# Those for curated corpora are in test_flagship.py.
+@pytest.mark.parametrize("name", [n for n in list_shipped("recipes") if load_recipe(n).data.keep == "all"])
 def test_every_shipped_recipe_trains_into_weights_that_plain_timm_loads(name: str, tmp_path: Path) -> None:
     source = f"phantoms:{'gray' if 'gray' in name else 'color'}?n=60"
     small = ["train.steps=1", "optim.batch_size=8", "train.device=cpu", "monitor.pictures=0"]

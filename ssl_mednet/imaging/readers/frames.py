@@ -25,7 +25,7 @@ def decoded(data: Dataset, ctx: ReadContext, wanted: Sequence[int] | None = None
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
-        raise ctx.fail(f"has the transfer syntax {_name(syntax)}, which holds no pixels that can be decoded") from error
+        raise ctx.fail(f"is stored as {_name(syntax)}, which holds no pixels that can be decoded") from error
     if not decoder.is_available:
         raise ctx.fail(f"is compressed as {_name(syntax)}, for which no decoder is installed")
     try:
@@ -48,7 +48,9 @@ def _frames(data: Dataset, syntax: UID, wanted: Sequence[int] | None) -> Iterato
 
 
 def _name(syntax: UID) -> str:
-    return syntax.name if syntax.name != str(syntax) and syntax.is_transfer_syntax else f"an unknown syntax ({syntax})"
+    """The standard's name of a transfer syntax. A UID that it does not list may be any text, which is not told."""
+    known = syntax.name != str(syntax) and syntax.is_transfer_syntax
+    return syntax.name if known else "an unknown transfer syntax"
 
 
 def functional(data: Dataset, index: int, sequence: str) -> Dataset | None:

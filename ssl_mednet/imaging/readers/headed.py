@@ -1,7 +1,8 @@
 """MetaImage (MHA, MHD) and NRRD (NRRD, NHDR): a header of text, then plain or packed numbers.
 
 Read here rather than by ITK: both are a header and a buffer, this way they come from bytes (members of archives), the
-size is known before memory is taken, and damage cannot bring the process down in C++. Tests compare with ITK.
+size is known before memory is taken, and damage cannot bring the process down in C++. Tests compare with ITK. No
+text of a header reaches a message, unless it is a word of the format itself: it could be a name.
 
 MetaImage: the ITK wiki's "MetaIO/Documentation". NRRD: G. Kindlmann, "Definition of NRRD File Format" (teem.sf.net).
 """
@@ -39,6 +40,7 @@ _NRRD_TYPES = {
     "double": "f8",
 }
 _NRRD_PACKING = {"raw": "", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
+_NRRD_TEXT = frozenset({"ascii", "txt", "text", "hex"})
 _NRRD_COLOR = frozenset({"vector", "rgb-color", "rgba-color", "list", "3-color", "4-color", "none"})
 
 
@@ -135,7 +137,7 @@ def _meta_layout(fields: dict[str, str], ctx: ReadContext) -> _Layout:
     shape = tuple(int(n) for n in fields["DimSize"].split())
     kind = fields["ElementType"].removesuffix("_ARRAY")
     if kind not in _META_TYPES:
-        raise ctx.fail(f"has numbers of the type {kind[:20]}, which is not known")
+        raise ctx.fail("has numbers of an unknown type")
     big = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")).lower() == "true"
     if fields.get("BinaryData", "True").lower() != "true":
         raise ctx.fail("has its numbers as text, which is not read")
@@ -179,9 +181,11 @@ def _nrrd_layout(fields: dict[str, str], ctx: ReadContext) -> _Layout:
     shape = tuple(int(n) for n in fields["sizes"].split())
     kind, encoding = fields["type"].lower(), fields["encoding"].lower()
     if kind not in _NRRD_TYPES:
-        raise ctx.fail(f"has numbers of the type {kind[:20]}, which is no brightness")
+        told = "the type block" if kind == "block" else "an unknown type"
+        raise ctx.fail(f"has numbers of {told}, which is no brightness")
     if encoding not in _NRRD_PACKING:
-        raise ctx.fail(f"has its numbers encoded as {encoding[:20]}, which is not read")
+        how = f"as {encoding}" if encoding in _NRRD_TEXT else "in an unknown way"
+        raise ctx.fail(f"has its numbers encoded {how}, which is not read")
     spacing = _nrrd_spacing(fields, len(shape))
     kinds = fields.get("kinds", "").lower().split() or ["none"] * len(shape)
     colors = 1

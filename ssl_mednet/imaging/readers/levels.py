@@ -22,7 +22,7 @@ def as_stored(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype in (np.uint8, np.uint16):
         return values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.dtype.kind not in "iuf":
-        raise UnreadableImage(name, f"holds values of type {values.dtype}, which are no brightness")
+        raise UnreadableImage(name, f"holds values of type {values.dtype.name}, which are no brightness")
     finite = np.isfinite(values) if values.dtype.kind == "f" else np.ones(1, bool)
     if not finite.any():
         raise UnreadableImage(name, "holds no finite value (all NaN)")

@@ -1,0 +1,27 @@
+"""What a source is called in a corpus and in what is made of it: a data set by its name, a patient never."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssl_mednet.data.sources import Source
+from ssl_mednet.imaging.readers import archive
+
+FILE = "file"
+_SETS = (".npz", ".parquet", ".arrow")  # files that hold a data set, beside archives
+
+
+def name_of(source: Source) -> str:
+    """A short name for a source: the last part of its path without endings, or its specification.
+
+    A folder or archive is named after a data set. A single image may be named after a patient, so it is a ``file``.
+    """
+    if not source.path.exists():
+        return source.spec.partition("?")[0]
+    return told_path(source.path).split(".")[0]
+
+
+def told_path(path: Path) -> str:
+    """The last part of a path, as far as others may read it; ``file`` where it is of a single image."""
+    a_set = not path.is_file() or path.suffix.lower() in _SETS or archive.is_archive(path)
+    return path.name if a_set else FILE
