@@ -88,6 +88,7 @@ class CatalogSource(FolderSource):
         for stacks in parts:
             most = caps.take(stacks, lambda n: groups.get(n, ""), self._frames) if caps else self._of_patient(stacks)
             yield from self._arranged(stacks, said, most)
+        yield from self._passed_over()
 
     def _parts(self, names: list[str]) -> Iterator[list[str]]:
         """What is read in one go: a directory; all of a patient where those are capped, because they share the cap."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ssl_mednet.data.schema import CorpusSpec, encode, schema
 from ssl_mednet.data.sources import SPLITS, Item, PhantomIndex
+from ssl_mednet.data.sources.base import named
 from ssl_mednet.errors import UnreadableImage
 from ssl_mednet.imaging.image import MedicalImage, collapse_gray
 from ssl_mednet.imaging.modality import CHANNEL_COUNT, MODALITIES
@@ -140,7 +141,7 @@ def _row(job: Job, origin: Origin, item: Item, image: MedicalImage) -> dict[str,
         "source": origin.name,
         "licence": origin.licence,
         "split": SPLITS.index(item.split) if item.split else -1,
-        "label": _named(item.label, origin.classes),
+        "label": named(item.label, origin.classes),
         "sha256": pixel_hash(image.pixels),
         "phash": perceptual_hash(unit),
         "moments": moments(unit).ravel().tolist(),
@@ -148,13 +149,6 @@ def _row(job: Job, origin: Origin, item: Item, image: MedicalImage) -> dict[str,
         "index": image.index,
         "flags": int(flags(image.pixels, unit)),
     }
-
-
-def _named(label: str | None, classes: tuple[str, ...]) -> str | None:
-    """The label with names for numbers, where the source counts its classes and has names for them."""
-    if not label or not classes:
-        return label
-    return "|".join(classes[int(number)] for number in label.split("|"))
 
 
 def fit(name: str, image: MedicalImage, spec: CorpusSpec) -> MedicalImage:

@@ -6,6 +6,7 @@ import io
 import tarfile
 import zipfile
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ import pytest
 from made_files import dicom, half, picture, tiled_dicom
 from pydicom.dataset import Dataset
 
+from ssl_mednet.catalog.caps import Caps
+from ssl_mednet.catalog.entries import Where
+from ssl_mednet.catalog.selection import Selection
+from ssl_mednet.catalog.source import open_selection
 from ssl_mednet.data.sources import Item, Source, open_source
 from ssl_mednet.imaging.image import HU_OFFSET, MedicalImage
 from ssl_mednet.imaging.readers import ReadContext, read, series
@@ -89,20 +94,81 @@ def test_the_normal_of_the_planes_decides(tmp_path: Path) -> None:
     assert found == sorted((40, 10, 30, 20), key=lambda y: normal[1] * y)
 
 
-@pytest.mark.parametrize("where", ["s", "DIR00{}", "s/{}"], ids=["one folder", "two folders", "a folder a slice"])
-def test_a_series_over_several_folders_is_one(where: str, tmp_path: Path) -> None:
-    heights = [30, -10, 0, 20, 10, -20]
-    files = {
-        f"{where.format(i % 2 if '00' in where else i)}/{i}": ct_slice(h, [5, 5, h]) for i, h in enumerate(heights)
-    }
-    files |= {f"other/{i}.dcm": ct_slice(90 + i, [0, 0, i], uid="1.2.8") for i in range(2)}
-    source = open_source(folder(tmp_path / "set", files))
-    found = [(value(image), image.index) for _, image in images(source) if image.volume]
-    once = [(h, i) for i, h in enumerate(sorted(heights))]
-    assert [f for f in found if f[0] < 90] == once
-    assert [f for f in found if f[0] >= 90] == [(90, 0), (91, 1)]
+HEIGHTS = [30, -10, 0, 20, 10, -20, 50, 40, 60, 70]
+SPREAD = {
+    "one folder": "s/{}.dcm",
+    "two folders": "DIR00{half}/{}.dcm",
+    "a folder a slice": "s/{}/im.dcm",
+    "a deep folder a slice": "{half}/{}/DICOM/im.dcm",
+    "a folder and what is in it": "s/{below}{}.dcm",
+}
+
+
+def spread(where: str) -> dict[str, bytes]:
+    """One series of ten slices, the value of each its height."""
+    names = [SPREAD[where].format(i, half=i % 2, below=("", "more/", "more/yet/")[i % 3]) for i in range(10)]
+    return {name: ct_slice(h, [5, 5, h]) for name, h in zip(names, HEIGHTS, strict=True)}
+
+
+@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize("where", SPREAD)
+def test_a_series_is_one_however_it_is_spread_over_folders(where: str, pack: Pack, tmp_path: Path) -> None:
+    beside = {f"other/{i}.dcm": ct_slice(90 + i, [0, 0, i], uid="1.2.8") for i in range(2)}
+    source = open_source(pack(tmp_path / "set", spread(where) | beside))
+    found = {(sha256(image.pixels.tobytes()).hexdigest(), image.index) for _, image in images(source)}
+    alone = [(h, i) for i, h in enumerate(sorted(HEIGHTS))] + [(90, 0), (91, 1)]
+    expected = [(next(read(ct_slice(h, [0, 0, 0]))).pixels, i) for h, i in alone]
+    assert found == {(sha256(pixels.tobytes()).hexdigest(), i) for pixels, i in expected}
     assert not source.remarks
-    assert len(found) == 8
+
+
+@pytest.mark.parametrize(("caps", "heights"), [(Caps(per_volume=5), [-10, 10, 30, 50, 70]), (Caps(limit=4), None)])
+@pytest.mark.parametrize("where", SPREAD)
+def test_caps_count_a_series_once(where: str, caps: Caps, heights: list[int] | None, tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", spread(where))
+    (source,) = open_selection(Selection("set", (root,), "ct", "CC0-1.0", Where(), caps=caps))
+    found = images(source)
+    assert len(found) == (caps.per_volume or caps.limit)
+    if heights:
+        assert [value(image) for _, image in found] == heights
+    rank = {h: i for i, h in enumerate(sorted(HEIGHTS))}
+    assert all(image.index == rank[value(image)] for _, image in found)
+
+
+def test_each_header_is_read_once_and_none_where_no_series_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def header(path: Path) -> series.Header | None:
+        asked.append(path)
+        return read_header(path)
+
+    read_header = series.header
+    monkeypatch.setattr(series, "header", header)
+    files = spread("two folders") | {"single/a.dcm": ct_slice(99, [0, 0, 0], uid="1.2.9"), "x/none": b"text"}
+    of_all = sorted(tmp_path / "set" / name for name in files)
+    source = open_source(folder(tmp_path / "set", files))
+    assert len(list(source.items())) == 12
+    assert sorted(asked) == of_all
+    asked.clear()
+    source.prepare(quiet=True)  # as an ingest does, with a bar
+    assert len(list(source.items())) == 12
+    assert sorted(asked) == of_all
+    asked.clear()
+    source = open_source(folder(tmp_path / "png", {"a/1.png": b"", "b/1.png": b"", "c/1.dcm": b""}))
+    source.prepare(quiet=True)
+    assert len(list(source.items())) == 3
+    assert asked == []
+
+
+def test_folders_that_share_no_slices_keep_their_order(tmp_path: Path) -> None:
+    """Pictures and cines of one series lie in several folders; nothing of them is a stack."""
+    cine = dicom(np.zeros((3, 8, 8), np.uint8), SeriesInstanceUID="1.2.9")
+    files = {f"{a}/{n}": cine for a in "abc" for n in ("1", "2")} | {"b/0.dcm": ct_slice(1, [0, 0, 0])}
+    files |= {"c/0.dcm": ct_slice(2, [0, 0, 1], uid="1.2.8"), "a/0.png": b""}
+    names = [item.name for item in open_source(folder(tmp_path / "set", files)).items()]
+    assert names == [str(tmp_path / "set" / name) for name in sorted(files)]
 
 
 def test_slices_without_preamble_are_sorted_too(tmp_path: Path) -> None:
@@ -111,11 +177,27 @@ def test_slices_without_preamble_are_sorted_too(tmp_path: Path) -> None:
     assert [(value(image), image.index) for _, image in found] == [(1, 0), (2, 1), (3, 2)]
 
 
-def test_a_header_whose_value_is_wrong_is_not_quoted(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    (tmp_path / "a.dcm").write_bytes(ct_slice(1, [0, 0, 0], uid="1.2.7").replace(b"1.2.7\0", b"JANE D"))
+BAD = {
+    "SeriesInstanceUID": (b"1.2.7\0", b"JANE D"),
+    "SOPClassUID": (b"1.2.840.10008.5.1.4.1.1.7\0", b"JANE DOE 19700101 SMITH ST"),
+    "InstanceNumber": (b"IS\x02\x001 ", b"IS\x02\x00J "),
+    "ImagePositionPatient": (b"771.0\\772.0\\773.0", b"JANE \\DOE 1\\19700"),
+}
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["", "without preamble"])
+@pytest.mark.parametrize("tag", BAD)
+def test_a_header_whose_value_is_wrong_is_not_quoted(
+    tag: str, bare: bool, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    old, new = BAD[tag]
+    content = ct_slice(1, [771, 772, 773])
+    assert old in content
+    (tmp_path / "a.dcm").write_bytes(content.replace(old, new)[132 if bare else 0 :])
     head = series.header(tmp_path / "a.dcm")
     assert head is not None
-    assert head.series == "JANE D"
+    assert head.series == ("JANE D" if tag == "SeriesInstanceUID" else "1.2.7")
+    assert (head.key is None) == (tag == "ImagePositionPatient")
     assert not recwarn.list
 
 
@@ -166,6 +248,15 @@ def test_the_levels_of_a_slide_are_one_item(pack: Pack, tmp_path: Path) -> None:
     found = images(open_source(pack(tmp_path / "slide", files)), tile=128)
     assert len({id(item) for item, _ in found}) == 1
     assert [image.index for _, image in found] == [5, 6, 9, 10]
+
+
+def test_the_levels_of_a_slide_in_two_folders_give_the_same_tiles(tmp_path: Path) -> None:
+    levels = [tiled_dicom(picture(), 0.25), tiled_dicom(half(picture()), 0.5)]
+    one = folder(tmp_path / "one", {"s/0.dcm": levels[0], "s/1.dcm": levels[1]})
+    two = folder(tmp_path / "two", {"a/b/0.dcm": levels[0], "c/1.dcm": levels[1]})
+    tiles = [[(i.index, i.pixels.tobytes()) for _, i in images(open_source(root), tile=128)] for root in (one, two)]
+    assert [index for index, _ in tiles[0]] == [5, 6, 9, 10]
+    assert tiles[0] == tiles[1]
 
 
 def test_files_named_by_their_uid_and_without_suffix_are_found(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from PIL import Image
 
 from ssl_mednet.data.corpus import CorpusSpec, open_corpus
 from ssl_mednet.data.labelled import open_labelled
-from ssl_mednet.data.sources import Item, open_source
+from ssl_mednet.data.sources import Item, open_source, open_sources
 from ssl_mednet.errors import DataError, UnreadableImage
+from ssl_mednet.ingesting.hashes import pixel_hash
 
 GRAY = CorpusSpec("gray", 64)
 
@@ -141,8 +142,65 @@ def test_images_beside_tables_and_shards_are_read_too(tmp_path: Path) -> None:
     listed = (corpus.folder / "quarantine.csv").read_text()
     assert all(name in listed for name in ("bad.parquet", "cine.avi", "more.zip"))
     assert listed.count("\n") == 4
+    stored = sorted(corpus.column("sha256").to_pylist())
+    assert stored == sorted(pixel_hash(array(seed)[..., None]) for seed in (0, 1, 2, 10, 11, 20))
     again = open_corpus(tmp_path, GRAY, quiet=True)
     assert again.meta["fingerprint"] == corpus.meta["fingerprint"]
+
+
+@pytest.mark.parametrize("kind", ["table", "shard"])
+def test_what_is_not_read_beside_a_table_or_a_shard_is_listed(kind: str, tmp_path: Path) -> None:
+    """Without a single image beside it; names of classes stay as they are, in their order."""
+    if kind == "table":
+        pq.write_table(table(rows(range(4)), ["well", "sick"]), tmp_path / "T.PARQUET")
+    else:
+        shard(tmp_path / "s-0.tar", sample(20, 1))
+    alone = open_source(tmp_path)
+    for name in ("cine.mp4", "more.zip", "README.md"):
+        (tmp_path / name).write_bytes(b"something")
+    source = open_source(tmp_path)
+    assert source.classes == alone.classes
+    outcomes = {Path(item.name).name: _outcome(item) for item in source.items()}
+    assert outcomes["cine.mp4"] == "is a video, which is not read; extract its frames first"
+    assert "is an archive" in outcomes["more.zip"]
+    assert len(outcomes) == len(list(alone.items())) + 2
+
+
+def test_classes_that_a_table_counts_keep_their_names_beside_images(tmp_path: Path) -> None:
+    pq.write_table(table(rows(range(2)), ["well", "sick"]), tmp_path / "t.parquet")
+    for label in ("sick", "1"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "0.png").write_bytes(png(len(label)))
+    corpus = open_corpus(tmp_path, GRAY, quiet=True)
+    assert corpus.column("label").to_pylist() == ["well", "sick", "1", "sick"]
+
+
+@pytest.mark.parametrize("first", ["damaged", "without labels"])
+def test_one_tar_does_not_decide_for_the_others(first: str, tmp_path: Path) -> None:
+    if first == "damaged":
+        (tmp_path / "a.tar").write_bytes(b"nothing" * 100)
+    else:
+        shard(tmp_path / "a.tar", {"x.png": png(7)})
+    shard(tmp_path / "b.tar", sample(20, 1))
+    (tmp_path / "c.png").write_bytes(png(9))
+    found = [_outcome(item) for item in open_source(tmp_path).items()]
+    assert len(found) == 3
+    assert ("truncated or damaged" in str(found[0])) == (first == "damaged")
+    good = [array(20), array(9)] if first == "damaged" else [array(7), array(20), array(9)]
+    assert all(np.array_equal(a, b) for a, b in zip(found[-len(good) :], good, strict=True))
+
+
+def test_a_damaged_archive_of_a_glob_loses_itself_only(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("x.png", png(1))
+    (tmp_path / "b.zip").write_bytes((tmp_path / "a.zip").read_bytes().replace(b"PK\1\2", b"XXXX"))
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 and no more")
+    found = [_outcome(item) for source in open_sources(str(tmp_path / "*")) for item in source.items()]
+    assert np.array_equal(found[0], array(1))
+    assert "its directory cannot be read" in found[1]
+    assert "the table is damaged" in found[2]
+    with pytest.raises(DataError, match="damaged archive"):
+        open_sources(tmp_path / "b.zip")
 
 
 def shard(path: Path, members: dict[str, bytes]) -> Path:

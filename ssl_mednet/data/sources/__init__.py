@@ -12,8 +12,8 @@ from ssl_mednet.data.sources.base import SPLITS, Item, PhantomIndex, Source, par
 from ssl_mednet.data.sources.files import ArchiveSource, FileSource, FolderSource, TreeSource, npz_label
 from ssl_mednet.data.sources.mixed import MixedSource
 from ssl_mednet.data.sources.phantom import PHANTOM_LABELS, PhantomSource
-from ssl_mednet.errors import DataError, did_you_mean
-from ssl_mednet.imaging.readers import archive, is_image_name
+from ssl_mednet.errors import DataError, UnreadableImage, did_you_mean
+from ssl_mednet.imaging.readers import archive, is_image_name, passed_over
 
 __all__ = [
     "PHANTOM_LABELS",
@@ -56,7 +56,7 @@ def open_source(spec: str | Path) -> Source:
     special, taken = _special(path)
     if special:
         rest = [name for name in FolderSource(path).names() if name not in taken] if path.is_dir() else []
-        if any(map(is_image_name, rest)):
+        if any(is_image_name(name) or passed_over(name) for name in rest):
             special = [*special, FolderSource(path, rest)]
         return special[0] if len(special) == 1 else MixedSource(path, special)
     if path.is_dir():
@@ -78,13 +78,24 @@ def open_sources(spec: str | Path) -> list[Source]:
     if not found:
         raise DataError(f"{spec}: no file has such a name")
     files = [p for p in found if p.is_file() and not archive.is_archive(p) and p.suffix.lower() not in _OF_THEIR_OWN]
-    sources = [open_source(path) for path in found if path not in set(files)]
+    taken = set(files)
+    sources = [_one_of_many(path) for path in found if path not in taken]
     if not files:
         return sources
     root = Path(os.path.commonpath([path.parent for path in files]))
     listed = FolderSource(root, [path.relative_to(root).as_posix() for path in files])
     listed.spec = str(spec)
     return [listed, *sources]
+
+
+def _one_of_many(path: Path) -> Source:
+    """What a glob found; an archive that is damaged loses itself only."""
+    try:
+        return open_source(path)
+    except DataError as error:
+        if not isinstance(error.__cause__, UnreadableImage):
+            raise
+        return FileSource(path, error.__cause__)
 
 
 def _special(path: Path) -> tuple[list[Source], set[str]]:

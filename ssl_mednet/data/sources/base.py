@@ -150,6 +150,23 @@ def parse_spec(spec: str, defaults: dict[str, str]) -> tuple[str, dict[str, str]
     return name, options
 
 
+def files_below(path: Path) -> Iterator[Path]:
+    """The files in and below a folder, in any order, without hidden ones.
+
+    Links are followed to files but not to folders, so a link to a parent cannot loop.
+    """
+    return (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+def named(label: str | None, classes: tuple[str, ...]) -> str | None:
+    """The label with names for numbers, where the source counts its classes and has names for them."""
+    if not label or not classes:
+        return label
+    return "|".join(
+        classes[int(part)] if part.isdecimal() and int(part) < len(classes) else part for part in label.split("|")
+    )
+
+
 def split_of(relative: str) -> str:
     """From the name of the file or of a folder that it lies in; "" where they say nothing."""
     for part in reversed(PurePosixPath(relative).parts):

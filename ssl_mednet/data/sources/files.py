@@ -13,13 +13,24 @@ from typing import Any
 import numpy as np
 
 from ssl_mednet.data.schema import TAG
-from ssl_mednet.data.sources.base import SPLIT_NAMES, Item, Source
+from ssl_mednet.data.sources.base import SPLIT_NAMES, Item, Source, files_below
+from ssl_mednet.data.sources.together import may_be_dicom, may_share, together
 from ssl_mednet.errors import DataError, UnreadableImage
 from ssl_mednet.imaging.readers import archive, is_image_name, npz_splits, passed_over, series
+from ssl_mednet.progress import Progress
 
 
 class FileSource(Source):
-    """One file: a volume, a cine, a picture, or an npz with MedMNIST's keys."""
+    """One file: a volume, a cine, a picture, or an npz with MedMNIST's keys.
+
+    Args:
+        spec: its path.
+        broken: why it gives nothing, where that is known already.
+    """
+
+    def __init__(self, spec: str | Path, broken: UnreadableImage | None = None) -> None:
+        super().__init__(spec)
+        self.broken = broken
 
     def fingerprint(self) -> str:
         with self.path.open("rb") as file:
@@ -27,6 +38,8 @@ class FileSource(Source):
 
     def items(self) -> Iterator[Item]:
         try:
+            if self.broken:
+                raise self.broken
             splits = npz_splits(self.path) if self.path.suffix == ".npz" else {}
         except UnreadableImage as error:
             yield Item(self.spec, error)
@@ -68,8 +81,8 @@ class TreeSource(Source):
     def items(self) -> Iterator[Item]:
         """Files in order; slices of a DICOM series in the order in which they lie in space, levels of a slide as one.
 
-        Series are looked for in the directories that lie side by side, so the first item waits for the headers of those
-        and not of a whole tree. Videos and archives come as items that cannot be read.
+        A series may lie in any directories of a tree, so the first item waits for the headers of all files that may be
+        DICOM. Videos and archives come last, as items that cannot be read.
         """
         names = [n for n in self.names() if is_image_name(n)]
         table = self._table()
@@ -137,7 +150,7 @@ class TreeSource(Source):
                 yield Item(self._full(first), tuple(levels.values()), **said[first], most=caps.get(first, 0))
 
     def _stacks(self, names: list[str]) -> list[series.Stack]:
-        dicom = {n for n in names if _may_be_dicom(n)}
+        dicom = {n for n in names if may_be_dicom(n)}
         if len(dicom) < 2:  # one file is its own series, and pictures have none
             return [series.Stack([n]) for n in names]
         known = dict(self.headers([n for n in names if n in dicom]))
@@ -168,11 +181,6 @@ class TreeSource(Source):
         return {root + r["path"]: r for r in rows if r["path"]}
 
 
-def _may_be_dicom(name: str) -> bool:
-    suffix = PurePosixPath(name).suffix.lower()
-    return suffix in ("", ".dcm", ".dicom", ".ima") or suffix[1:].isdigit()
-
-
 def _row(row: dict[str, str]) -> dict[str, Any]:
     """What a row of ``labels.csv`` says of its file, as arguments of :class:`Item`."""
     split = SPLIT_NAMES.get(row.get("split") or "", "")
@@ -201,9 +209,7 @@ class FolderSource(TreeSource):
     def __init__(self, path: Path, names: list[str] | None = None) -> None:
         super().__init__(path)
         if names is None:
-            # Links are followed to files but not to folders, so a link to a parent cannot loop.
-            files = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-            names = [p.relative_to(path).as_posix() for p in files]
+            names = [p.relative_to(path).as_posix() for p in files_below(path)]
         self._names = sorted(names)
         self._heads: dict[str, series.Header | None] = {}  # of files that are still to come
 
@@ -226,45 +232,38 @@ class FolderSource(TreeSource):
     def count(self) -> int | None:
         return sum(map(is_image_name, self._names))
 
+    def prepare(self, quiet: bool = False) -> None:
+        """Read the headers of a tree over whose directories series may be spread: the first item needs them all."""
+        names = [n for n in self._names if is_image_name(n)]
+        if not may_share(super()._parts(names)):
+            return
+        dicom = [n for n in names if may_be_dicom(n)]
+        with Progress("reading headers", len(dicom), "file", quiet) as progress:
+            for name in dicom:
+                self._header(name)
+                progress.advance(1)
+
     def contents(self, order: list[str]) -> Iterator[tuple[str, Path | bytes | UnreadableImage]]:
         for name in order:
             yield name, self.path / name
 
     def headers(self, names: list[str]) -> Iterator[tuple[str, series.Header | None]]:
         for name in names:
-            yield name, self._heads.pop(name) if name in self._heads else series.header(self.path / name)
+            yield name, self._header(name)
+            self._heads.pop(name)
 
     def _parts(self, names: list[str]) -> Iterator[list[str]]:
-        """Directories, one by one; neighbours that share DICOM series (or levels of a slide) in one go."""
-        parts = {part[0].rpartition("/")[0]: part for part in super()._parts(names)}
-        beside: dict[str, list[str]] = {}
-        for folder in parts:
-            beside.setdefault(folder.rpartition("/")[0], []).append(folder)
-        joined: dict[str, list[str]] = {}
-        for folder in parts:
-            if neighbours := beside.pop(folder.rpartition("/")[0], None):
-                joined |= self._joined({neighbour: parts[neighbour] for neighbour in neighbours})
-            if folder in joined:
-                yield [name for member in joined.pop(folder) for name in parts[member]]
+        """Directories; those over which series are spread in one go. Their headers are kept until their turn comes."""
+        for part in together(super()._parts(names), self._header):
+            yield part
+            for name in part:
+                self._heads.pop(name, None)
 
-    def _joined(self, parts: dict[str, list[str]]) -> dict[str, list[str]]:
-        """Directories that share a series, by the first of them; one that shares none by itself."""
-        dicom = {folder: [n for n in names if _may_be_dicom(n)] for folder, names in parts.items()}
-        if sum(map(bool, dicom.values())) < 2:
-            return {folder: [folder] for folder in parts}
-        groups = {folder: [folder] for folder in parts}  # every member knows the list of all
-        of_series: dict[str, str] = {}
-        for folder, names in dicom.items():
-            for name in names:
-                head = self._heads[name] = series.header(self.path / name)
-                if head is None:
-                    continue
-                one, other = groups[of_series.setdefault(head.series, folder)], groups[folder]
-                if one is not other:
-                    one += other
-                    groups |= dict.fromkeys(other, one)
-        order = {folder: i for i, folder in enumerate(parts)}
-        return {min(g, key=order.__getitem__): sorted(g, key=order.__getitem__) for g in groups.values()}
+    def _header(self, name: str) -> series.Header | None:
+        """Read once and kept until the turn of the file has come."""
+        if name not in self._heads:
+            self._heads[name] = series.header(self.path / name)
+        return self._heads[name]
 
 
 class ArchiveSource(TreeSource):

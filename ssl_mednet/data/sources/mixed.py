@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from ssl_mednet.data.sources.base import Item, Source
+from ssl_mednet.data.sources.base import Item, Source, named
 
 
 class MixedSource(Source):
@@ -14,12 +15,14 @@ class MixedSource(Source):
 
     Args:
         spec: what the user named.
-        parts: what is in it.
+        parts: what is in it, the files that are read one by one last.
     """
 
     def __init__(self, spec: str | Path, parts: list[Source]) -> None:
         super().__init__(spec)
         self.parts = parts
+        kinds = {part.classes for part in parts if part.count() != 0}
+        self.classes = kinds.pop() if len(kinds) == 1 else ()
 
     def fingerprint(self) -> str:
         return hashlib.sha256("\n".join(part.fingerprint() for part in self.parts).encode()).hexdigest()
@@ -28,8 +31,15 @@ class MixedSource(Source):
         counts = [part.count() for part in self.parts]
         return None if None in counts else sum(count for count in counts if count is not None)
 
+    def prepare(self, quiet: bool = False) -> None:
+        for part in self.parts:
+            part.prepare(quiet)
+
     def items(self) -> Iterator[Item]:
-        """The items of all parts; a file that a table names is that of the table, which comes before the folder."""
+        """The items of all parts; a file that a table names is that of the table, which comes before the folder.
+
+        Numbers of classes have become names, unless they mean the same in all parts.
+        """
         seen: set[Path] = set()
         for part in self.parts:
             part.labels, part.group_field = self.labels, self.group_field
@@ -37,6 +47,7 @@ class MixedSource(Source):
                 if isinstance(item.content, Path):
                     if item.content in seen:
                         continue
-                    seen.add(item.content)
-                yield item
+                    if part is not self.parts[-1]:  # millions may follow, none of them twice
+                        seen.add(item.content)
+                yield item if self.classes else replace(item, label=named(item.label, part.classes))
             self.remarks += part.remarks

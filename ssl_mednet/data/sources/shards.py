@@ -9,7 +9,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from ssl_mednet.data.sources.base import SPLIT_NAMES, Item, Source, split_of
+from ssl_mednet.data.sources.base import SPLIT_NAMES, Item, Source, files_below, split_of
 from ssl_mednet.errors import UnreadableImage
 from ssl_mednet.imaging.readers import archive, is_image_name
 
@@ -20,10 +20,13 @@ _LABELS = ("label", "labels", "cls", "class", "target")
 
 
 def shards_in(path: Path) -> list[Path]:
-    """The shards at a path, or in and below a folder, in order; empty where there is something else."""
-    files = [path] if path.is_file() else sorted(path.rglob("*.t*"))
+    """The shards at a path, or in and below a folder, in order; empty where there is something else.
+
+    Where one tar is a shard all are: another may be damaged at its beginning, or hold images that nothing is said of.
+    """
+    files = [path] if path.is_file() else sorted(files_below(path))
     files = [p for p in files if p.name.lower().endswith(_SUFFIXES)]
-    return files if files and _is_shard(files[0]) else []
+    return files if any(map(_is_shard, files)) else []
 
 
 class ShardSource(Source):

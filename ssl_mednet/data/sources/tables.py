@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssl_mednet.data.sources.base import Item, Source, split_of
+from ssl_mednet.data.sources.base import Item, Source, files_below, split_of
 from ssl_mednet.errors import DataError, UnreadableImage
 
 SUFFIXES = (".parquet", ".arrow")
@@ -26,8 +26,8 @@ def tables_in(path: Path) -> list[Path]:
 
     A table that cannot be opened counts, so that what is wrong with it is told when it is read.
     """
-    files = [path] if path.is_file() else sorted(p for s in SUFFIXES for p in path.rglob(f"*{s}"))
-    return [p for p in files if p.suffix in SUFFIXES and _may_hold_images(p)]
+    files = [path] if path.is_file() else sorted(files_below(path))
+    return [p for p in files if p.suffix.lower() in SUFFIXES and _may_hold_images(p)]
 
 
 class TableSource(Source):
@@ -98,7 +98,7 @@ def _may_hold_images(path: Path) -> bool:
 def _schema(path: Path) -> pa.Schema | None:
     """The columns of a table; None where it cannot be opened."""
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             return pq.read_schema(path)
         with pa.OSFile(str(path)) as file, _arrow(file) as reader:
             return reader.schema
@@ -138,7 +138,7 @@ def _class_names(schema: pa.Schema) -> tuple[str, ...]:
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     """A few rows at a time, the columns that are used alone, named ``image``, ``label`` and ``group``."""
     with pa.OSFile(str(path)) as file:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             table = pq.ParquetFile(file)
             columns = _columns(table.schema_arrow)
             for batch in table.iter_batches(batch_size=_ROWS, columns=list(columns.values()), use_threads=False):
