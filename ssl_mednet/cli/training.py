@@ -69,12 +69,12 @@ def pretrain(
         from ssl_mednet.recipe import read_recipe
 
         read_recipe(recipe, overrides)  # what is wrong in it is told before torch is loaded
-    from ssl_mednet.data.sources import open_source
+    from ssl_mednet.data.sources import open_sources
     from ssl_mednet.pretraining.run import pretrain as run
     from ssl_mednet.pretraining.world import speaks
 
     for source in compare or []:
-        open_source(source)  # a set that is not there is told before the training, not after it
+        open_sources(source)  # a set that is not there is told before the training, not after it
     result = run(recipe, data[0] if data else None, out, resume, overrides, quiet, allow_changes)
     if not speaks():
         return

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from ssl_mednet.data.schema import FORMAT, HOW, QUARANTINE, RAW, CorpusSpec, decode, is_corpus, read_meta
-from ssl_mednet.data.sources import SPLITS, open_source
+from ssl_mednet.data.sources import SPLITS, open_sources
 from ssl_mednet.errors import DataError
 from ssl_mednet.imaging.batch import ImageBatch
 from ssl_mednet.imaging.modality import BY_CODE, CHANNEL_COUNT
@@ -256,7 +256,7 @@ def _encode(labels: pa.ChunkedArray, classes: list[str], multilabel: bool) -> np
 
 
 def open_corpus(source: str | Path, spec: CorpusSpec, quiet: bool = False) -> Corpus:
-    """The corpus of a source: itself where it is one, else from the cache, or ingested into it first.
+    """The corpus of a source (or of a glob): itself where it is one, else from the cache, or ingested into it first.
 
     The cache lies in ``$SSL_MEDNET_CACHE`` (else ``~/.cache/ssl_mednet``), keyed by the content of the source and the
     spec. A corpus appears in it whole or not at all; a killed run is taken up where it was.
@@ -270,15 +270,17 @@ def open_corpus(source: str | Path, spec: CorpusSpec, quiet: bool = False) -> Co
             hint = f"data.channels={corpus.channels}, or ingest it with --channels {spec.channels}"
             raise DataError(f"{source}: is a corpus of {corpus.channels} images, {spec.channels} is wanted", hint)
         return corpus
-    opened = open_source(source)
-    if opened.side is not None:  # nothing is larger: pretraining and evaluation share what is decoded
-        spec = replace(spec, store_size=min(spec.store_size, opened.side))
-    key = hashlib.sha256(f"{FORMAT} {opened.fingerprint()} {spec}".encode()).hexdigest()[:24]
+    opened = open_sources(source)
+    sides = [one.side for one in opened if one.side is not None]
+    if len(sides) == len(opened):  # nothing is larger: pretraining and evaluation share what is decoded
+        spec = replace(spec, store_size=min(spec.store_size, max(sides)))
+    said = " ".join(one.fingerprint() for one in opened)
+    key = hashlib.sha256(f"{FORMAT} {said} {spec}".encode()).hexdigest()[:24]
     folder = cache_folder() / "corpora" / key
     if not is_corpus(folder):
         from ssl_mednet.ingesting.run import ingest_opened
 
-        ingest_opened([opened], folder, spec, quiet=quiet)
+        ingest_opened(opened, folder, spec, quiet=quiet)
     return Corpus(folder)
 
 

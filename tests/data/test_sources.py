@@ -163,6 +163,7 @@ def test_a_source_without_a_usable_image_says_why(files: dict[str, bytes], says:
     ("spec", "says"),
     [
         ("nowhere", "no such file or folder"),
+        ("corpora/gray", "ssl-mednet ingest SRC... --out corpora/gray makes it"),
         ("phantoms:grey", "did you mean 'gray'"),
         ("phantoms:gray?m=3", "unknown option 'm'"),
         ("phantoms:gray?n=zero", "whole numbers"),
@@ -172,6 +173,16 @@ def test_a_source_without_a_usable_image_says_why(files: dict[str, bytes], says:
 def test_a_source_that_is_not_there_is_named(spec: str, says: str) -> None:
     with pytest.raises(DataError, match=says):
         open_source(spec)
+
+
+def test_a_glob_is_a_source_too(tmp_path: Path) -> None:
+    files = {"a/1.png": picture(1), "b/2.png": picture(2), "b/3.jpg": picture(3), "c.txt": "nothing"}
+    (tmp_path / "set").mkdir()
+    root = folder(tmp_path / "set", files)
+    assert len(open_corpus(f"{root}/*/*.png", GRAY, quiet=True)) == 2
+    assert len(open_corpus(f"{root}/**/*.*", GRAY, quiet=True)) == 3
+    with pytest.raises(DataError, match="no file has such a name"):
+        open_corpus(f"{root}/*.dcm", GRAY, quiet=True)
 
 
 def test_gray_saved_as_rgb_is_gray_and_color_needs_to_be_asked_for(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ def open_source(spec: str | Path) -> Source:
     if not path.exists():
         hint = did_you_mean(text, ("phantoms:gray", "phantoms:color")) if "phantom" in text else ""
         known = "give a folder, an archive, a Parquet file, an npz, phantoms:gray or medmnist:NAME"
+        if path.parent.name == "corpora":  # where recipes look for theirs
+            known = f"ssl-mednet ingest SRC... --out {text} makes it; the first lines of a recipe say from what"
         raise DataError(f"{text}: no such file or folder", hint or known)
     special, taken = _special(path)
     if special:
