@@ -115,6 +115,15 @@ def test_a_damaged_table_loses_itself_only(tmp_path: Path) -> None:
     assert (len(corpus), corpus.meta["skipped"]) == (4, 1)
 
 
+def test_a_table_whose_columns_have_no_names_any_more_is_told(tmp_path: Path) -> None:
+    pq.write_table(table(rows(range(2))), tmp_path / "a.parquet")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole.replace(b"bytes", b"by\xe5es"))  # no UTF-8
+    source = open_source(tmp_path)
+    assert source.count() is None
+    assert ["the table is damaged" in str(_outcome(item)) for item in source.items()] == [True]
+
+
 def test_a_table_without_images_is_no_source_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(0))
     pq.write_table(pa.table({"name": ["a.png"], "age": [3]}), tmp_path / "facts.parquet")

@@ -15,6 +15,7 @@ from ssl_mednet.data.sources.base import Item, Source, files_below, split_of
 from ssl_mednet.errors import DataError, UnreadableImage
 
 SUFFIXES = (".parquet", ".arrow")
+_DAMAGED = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises on broken bytes
 _IMAGES = ("image", "img", "images", "picture", "pixels", "bytes", "jpg", "jpeg", "png", "dcm")
 _LABELS = ("label", "labels", "class", "target", "cls")
 _GROUPS = ("group", "patient_id", "patient")
@@ -59,7 +60,7 @@ class TableSource(Source):
     def count(self) -> int | None:
         try:
             return sum(pq.read_metadata(file).num_rows for file in self.files)
-        except (pa.ArrowException, OSError):  # damaged, or Arrow, whose rows are not counted before they are read
+        except _DAMAGED:  # or Arrow, whose rows are not counted before they are read
             return None
 
     def items(self) -> Iterator[Item]:
@@ -70,7 +71,7 @@ class TableSource(Source):
                     for values in batch.to_pylist():
                         yield self._item(file, row, values)
                         row += 1
-            except (pa.ArrowException, OSError, ValueError, UnicodeDecodeError) as error:
+            except _DAMAGED as error:
                 name = f"{file}[{row}...]"
                 reason = f"the table is damaged here ({type(error).__name__}); what comes after is lost"
                 yield Item(name, UnreadableImage(name, reason))
@@ -102,7 +103,7 @@ def _schema(path: Path) -> pa.Schema | None:
             return pq.read_schema(path)
         with pa.OSFile(str(path)) as file, _arrow(file) as reader:
             return reader.schema
-    except (pa.ArrowException, OSError, ValueError):
+    except _DAMAGED:
         return None
 
 
