@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_mednet.augment.policy import BY_MODALITY
 from ssl_mednet.augment.views import ViewMaker, resize
@@ -48,6 +49,10 @@ class FinetuneSection(Section):
     clip: float = Field(3.0, ge=0, description="largest norm of the gradient; 0: no clipping")
     strength: float = Field(0.5, ge=0, le=2, description="of each modality's augmentation policy; 0: crop only")
     min_crop: float = Field(0.6, gt=0, le=1, description="smallest share of the image a crop keeps")
+    statistics: Literal["auto", "kept", "batch"] = Field(
+        "auto",
+        description="of batch normalisation; auto: kept where the head starts as a probe, which was fitted on them",
+    )
     class_weights: bool = Field(False, description="rare classes count more: inverse frequency")
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where it is fast")
 
@@ -187,6 +192,8 @@ class _Run:
             key="finetune.optimizer",
         )
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        kept = options.statistics == "kept" or (options.statistics == "auto" and head is not None)
+        self.kept = [m for m in self.classifier.modules() if kept and isinstance(m, _BatchNorm)]
         self.dtype = _dtype(options.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
@@ -209,6 +216,8 @@ class _Run:
     def _train(self, epoch: int, progress: Progress) -> tuple[float, float]:
         """One epoch; its mean loss, and the factor on the rates at its end."""
         self.classifier.train()
+        for norm in self.kept:  # else one small batch moves the features away from the head that knows them
+            norm.eval()
         total, images, factor = 0.0, 0, 0.0
         warmup = round(self.options.warmup * self.schedule.steps)
         for step, rows in self.schedule.epoch(epoch):

@@ -126,6 +126,24 @@ def test_training_that_does_not_move_stays_at_the_probe(task: LabelledSet) -> No
     assert np.ptp(run(weights, task, lr=1e-12).scores["test"]) < 1e-6  # without a probe: nothing known
 
 
+@pytest.mark.parametrize(
+    ("statistics", "kept"), [("auto", (True, False)), ("kept", (True, True)), ("batch", (False,) * 2)]
+)
+def test_a_head_that_starts_as_a_probe_keeps_the_statistics_that_it_was_fitted_on(
+    statistics: str, kept: tuple[bool, bool], task: LabelledSet
+) -> None:
+    """In batches of a few images batch normalisation moves the features away from a head that knows them."""
+    weights = weights_of("random:test_resnet")
+    before = {k: v.clone() for k, v in weights.model.state_dict().items() if "running" in k}
+    for head, same in zip((probe_of(weights, task)[0], None), kept, strict=True):
+        net = run(weights, task, head=head, statistics=statistics).classifier.backbone
+        assert isinstance(net, nn.Module)
+        after = {k: v for k, v in net.state_dict().items() if "running" in k}
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[k], after[k]) for k in before) == same
+        assert not net.training
+
+
 def test_a_class_without_training_rows_stays_impossible_and_harmless(task: LabelledSet) -> None:
     train = task.splits["train"]
     train = train[task.labels[train] != 2]
