@@ -34,8 +34,9 @@ SETS = {
 }
 WAYS: dict[str, tuple[str, list[str]]] = {
     "frozen": ("linear", []),
-    "fine-tuned, rate 3e-3": ("linear_then_finetune", ["finetune.lr=3e-3"]),
-    "fine-tuned, rate 3e-4": ("linear_then_finetune", ["finetune.lr=3e-4"]),
+    "fine-tuned": ("linear_then_finetune", []),
+    "fine-tuned, batch statistics, 3e-3": ("linear_then_finetune", ["finetune.statistics=batch"]),
+    "fine-tuned, batch statistics, 3e-4": ("linear_then_finetune", ["finetune.statistics=batch", "finetune.lr=3e-4"]),
 }
 
 
