@@ -38,8 +38,8 @@ from ssl_mednet.probe import LinearProbe, best_threshold, fit_temperature, with_
 LINEAR, BOTH = "linear", "linear_then_finetune"
 PROTOCOLS = (LINEAR, "finetune", BOTH)
 FEW = 1000  # labelled images, below which a probe is cross-validated where the set has no val split of its own
-# What is fine-tuned by default: with fewer images val can choose no epoch; larger nets take too long without a GPU.
-ENOUGH, SMALL_NET, SMALL_IMAGE = 60, 8_000_000, 96  # labelled images; parameters; side of the images, pixels
+# What is fine-tuned by default: with FEW images it gains nothing (eval/README.md), larger nets take long without a GPU.
+SMALL_NET, SMALL_IMAGE = 8_000_000, 96  # parameters; side of the images, pixels
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def finetune(
         out: folder of the model; it appears whole or not at all.
         protocol: ``"linear"`` (the backbone stays frozen: seconds), ``"finetune"``, ``"linear_then_finetune"``, or
             ``"auto"``: the last where it takes about a minute (a GPU, or a net of at most ``SMALL_NET`` parameters at
-            ``SMALL_IMAGE`` pixels) and there are ``ENOUGH`` images, else the first.
+            ``SMALL_IMAGE`` pixels) and there are ``FEW`` images, else the first.
         channels: ``"auto"`` takes those of the weights, gray for ImageNet.
         convert: turn images of the other kind into this one.
         modality: of images that do not say their own.
@@ -127,7 +127,7 @@ def finetune(
     bench = Bench(base.weights, task, plan, device, quiet)
     labelled = len(task.splits["train"]) + len(task.splits["val"])
     if protocol == "auto":
-        protocol = BOTH if labelled >= ENOUGH and _affordable(base, device) else LINEAR
+        protocol = BOTH if labelled >= FEW and _affordable(base, device) else LINEAR
     folds = protocol == LINEAR and "val" in task.made and labelled < FEW
     fit = _by_folds(bench) if folds else _by_val(bench, protocol)
     with whole_folder(folder) as temporary:

@@ -32,8 +32,8 @@ def finetune(
 ) -> None:
     """Make a classifier from weights and labelled images, calibrated, with a card and a report.
 
-    By default the linear probe comes first and then all is fine-tuned; with fewer than 60 images, or a large net and no
-    GPU, the backbone stays frozen. Without splits of its own the set is split by group; a linear classifier of fewer
+    By default the linear probe comes first and then all is fine-tuned; with fewer than 1,000 images, or a large net and
+    no GPU, the backbone stays frozen. Without splits of its own the set is split by group; a linear classifier of fewer
     than 1,000 images needs no val split, what is chosen for it comes from cross-validation.
 
     [bold]Examples[/bold]

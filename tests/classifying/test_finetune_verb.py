@@ -101,12 +101,15 @@ def test_small_nets_are_fine_tuned_by_default_where_there_are_images_enough(
     backbone: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ["finetune.epochs=1", "finetune.min_steps=1"]
-    assert finetune(backbone, labelled, tmp_path / "a", overrides=options, quiet=True).row["protocol"] != "linear"
-    monkeypatch.setattr(fit, "SMALL_NET", 10)
-    assert finetune(backbone, labelled, tmp_path / "b", overrides=options, quiet=True).row["protocol"] == "linear"
-    monkeypatch.setattr(fit, "SMALL_NET", 10**9)
-    few = "phantoms:gray?n=50&label=modality&size=32"
-    assert finetune(backbone, few, tmp_path / "c", overrides=options, quiet=True).row["protocol"] == "linear"
+
+    def chosen(name: str, **limits: int) -> str:
+        for limit, value in limits.items():
+            monkeypatch.setattr(fit, limit, value)
+        return str(finetune(backbone, labelled, tmp_path / name, overrides=options, quiet=True).row["protocol"])
+
+    assert chosen("few") == "linear"
+    assert chosen("enough", FEW=60) == "linear_then_finetune"
+    assert chosen("a large net", FEW=60, SMALL_NET=10) == "linear"
 
 
 def test_weights_of_imagenet_become_a_model_of_plain_timm(labelled: Path, tmp_path: Path) -> None:
