@@ -11,7 +11,7 @@ import ssl_mednet
 
 PACKAGE = Path(ssl_mednet.__file__).parent
 FLOORS = [
-    {"cli", "__init__"},
+    {"cli", "__init__", "__main__"},
     {"reporting"},
     {"pretraining", "evaluation", "auditing", "classifying", "exporting", "contact_sheet", "listing", "doctor"},
     {"data", "ingesting", "catalog", "augment", "methods", "recipe", "schema"},

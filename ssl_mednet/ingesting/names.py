@@ -23,7 +23,7 @@ def name_of(source: Source) -> str:
 
 def told_path(path: Path) -> str:
     """The last part of a path, as far as others may read it; ``file`` of a single image, the folder of a glob."""
-    while any(sign in path.name for sign in "*?["):
+    while ":" not in path.name and any(sign in path.name for sign in "*?["):  # phantoms:gray?n=5 is no glob
         path = path.parent
     a_set = not path.is_file() or path.suffix.lower() in _SETS or archive.is_archive(path)
     return (path.name.strip(".") or path.resolve().name) if a_set else FILE

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ssl_mednet.data.sources import open_sources
-from ssl_mednet.ingesting.names import name_of
+from ssl_mednet.ingesting.names import name_of, told_path
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,7 @@ def test_a_source_has_a_name(spec: str, name: str, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path / "data" / "chest")
     (source,) = open_sources(spec)
     assert name_of(source) == name
+
+
+def test_what_is_no_path_keeps_its_name() -> None:
+    assert told_path(Path("phantoms:gray?n=2")) == "phantoms:gray?n=2"
