@@ -258,8 +258,9 @@ def _encode(labels: pa.ChunkedArray, classes: list[str], multilabel: bool) -> np
 def open_corpus(source: str | Path, spec: CorpusSpec, quiet: bool = False) -> Corpus:
     """The corpus of a source (or of a glob): itself where it is one, else from the cache, or ingested into it first.
 
-    The cache lies in ``$SSL_MEDNET_CACHE`` (else ``~/.cache/ssl_mednet``), keyed by the content of the source and the
-    spec. A corpus appears in it whole or not at all; a killed run is taken up where it was.
+    The cache lies in ``$SSL_MEDNET_CACHE`` (else ``~/.cache/ssl_mednet``), keyed by the spec and the content of the
+    source, of a folder by the names, sizes and times of its files. A corpus appears in it whole or not at all; a killed
+    run is taken up where it was.
 
     Raises:
         DataError: the source does not exist or holds no image that can be used; the message counts and explains.

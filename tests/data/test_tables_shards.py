@@ -16,7 +16,8 @@ from PIL import Image
 
 from ssl_mednet.data.corpus import CorpusSpec, open_corpus
 from ssl_mednet.data.labelled import open_labelled
-from ssl_mednet.data.sources import Item, open_source, open_sources
+from ssl_mednet.data.sources import Item, Source, open_source, open_sources
+from ssl_mednet.data.sources.mixed import MixedSource
 from ssl_mednet.errors import DataError, UnreadableImage
 from ssl_mednet.ingesting.hashes import pixel_hash
 
@@ -155,6 +156,18 @@ def test_images_beside_tables_and_shards_are_read_too(tmp_path: Path) -> None:
     assert stored == sorted(pixel_hash(array(seed)[..., None]) for seed in (0, 1, 2, 10, 11, 20))
     again = open_corpus(tmp_path, GRAY, quiet=True)
     assert again.meta["fingerprint"] == corpus.meta["fingerprint"]
+
+
+def test_every_part_of_a_mixed_folder_is_prepared(tmp_path: Path) -> None:
+    class Part(Source):
+        prepared = False
+
+        def prepare(self, quiet: bool = False) -> None:
+            self.prepared = quiet
+
+    parts = [Part("table"), Part("folder")]
+    MixedSource(tmp_path, [*parts]).prepare(quiet=True)
+    assert all(part.prepared for part in parts)
 
 
 @pytest.mark.parametrize("kind", ["table", "shard"])
