@@ -55,7 +55,7 @@ def _augmentations(pattern: str) -> list[tuple[str, str]]:
 
 
 def _protocols(pattern: str) -> list[tuple[str, str]]:
-    from ssl_mednet.evaluation.protocols import PROTOCOLS
+    from ssl_mednet.evaluation.bench import PROTOCOLS
 
     return [(name, _first_line(PROTOCOLS.get(name).run.__doc__)) for name in PROTOCOLS]
 

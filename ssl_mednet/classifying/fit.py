@@ -22,11 +22,12 @@ from ssl_mednet.classifying.model import BACKBONE, REFERENCE, RESULTS, check_roo
 from ssl_mednet.classifying.unlike import Unlike
 from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.errors import RecipeError, did_you_mean
+from ssl_mednet.evaluation.bench import Bench, Job, Outcome
 from ssl_mednet.evaluation.classifier import Classifier, build_classifier
 from ssl_mednet.evaluation.finetune import finetune as train
 from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
 from ssl_mednet.evaluation.leaks import count_copies
-from ssl_mednet.evaluation.protocols import Bench, Job, Outcome, full_probe
+from ssl_mednet.evaluation.protocols import full_probe
 from ssl_mednet.evaluation.results import COMPARISONS, Row, Store, make_row
 from ssl_mednet.evaluation.results import RESULTS as ROWS
 from ssl_mednet.evaluation.run import RUN, open_set, session

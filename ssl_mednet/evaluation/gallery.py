@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 
 from ssl_mednet.augment.views import resize
 from ssl_mednet.data.labelled import LabelledSet
-from ssl_mednet.evaluation.protocols import Bench
+from ssl_mednet.evaluation.bench import Bench
 from ssl_mednet.evaluation.results import Row
 from ssl_mednet.evaluation.subsets import balanced
 from ssl_mednet.probe import unit_rows

@@ -1,148 +1,23 @@
 """Protocols: what is done with a backbone and a labelled set, up to the scores of the test rows.
 
-A protocol is a function ``(Bench, Job) -> Outcome`` under ``@register_protocol``. Those on frozen features ask the
-bench for them; hyper-parameters are chosen on val, and test rows are scored once. Where a job uses part of the labels,
-it is done for several draws of them, the same for every model, and each hyper-parameter is chosen once for all draws.
+Those on frozen features ask the bench for them; hyper-parameters are chosen on val, and test rows are scored once.
+Where a job uses part of the labels, it is done for several draws of them, the same for every model, and each
+hyper-parameter is chosen once for all draws. What is fine-tuned takes one draw for each seed of the suite.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from ssl_mednet.augment.corruptions import SEVERITIES, corruptions_of
-from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.errors import DataError
-from ssl_mednet.evaluation.features import Corruption, extract
+from ssl_mednet.evaluation.bench import Bench, Job, Outcome, register_protocol
 from ssl_mednet.evaluation.finetune import finetune
-from ssl_mednet.evaluation.subsets import balanced, few_shot, fraction
-from ssl_mednet.evaluation.suite import Suite
-from ssl_mednet.evaluation.weights import Weights
+from ssl_mednet.evaluation.subsets import few_shot, fraction
 from ssl_mednet.probe import LinearProbe, fit_linear, fit_path, knn_scores, select_k, unit_rows
-from ssl_mednet.registry import Registry
-
-
-@dataclass(frozen=True)
-class Job:
-    """One row of results to be made.
-
-    Args:
-        labels: share of the training labels, or None where ``shots`` counts them.
-        shots: labels a class, or None.
-        seed: of whatever is random in it.
-    """
-
-    protocol: str
-    labels: float | None
-    shots: int | None
-    seed: int
-
-    def __str__(self) -> str:
-        used = f"{self.shots} labels a class" if self.shots else f"{100 * (self.labels or 1):g} % of the labels"
-        return f"{self.protocol}, {used}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a protocol came to.
-
-    Args:
-        scores: ``[N, C]`` probabilities of the test rows; ``[D, N, C]`` of D draws of labels.
-        n_train: how many labelled images were used (by each draw).
-        test: positions of those rows among the test rows; None: all.
-        val_scores: ``[N, C]`` of the val rows, to calibrate on; None where there are draws.
-        chosen: hyper-parameters and how they came about.
-        more: further entries of the row.
-    """
-
-    scores: np.ndarray
-    n_train: int
-    val_scores: np.ndarray | None = None
-    test: np.ndarray | None = None
-    chosen: dict[str, Any] = field(default_factory=dict)
-    more: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Bench:
-    """A backbone on a labelled set, with its frozen features, computed when they are first wanted.
-
-    ``copies`` counts the test images that the training split holds too; see :mod:`ssl_mednet.evaluation.leaks`.
-    """
-
-    weights: Weights
-    task: LabelledSet
-    suite: Suite
-    device: torch.device
-    quiet: bool
-    copies: dict[str, int] = field(default_factory=dict)
-    _features: dict[tuple[str, Corruption | None], np.ndarray] = field(default_factory=dict)
-
-    def features(self, split: str, corruption: Corruption | None = None) -> np.ndarray:
-        """``[N, D]`` of the rows of a split, in its order; of corrupted images those that are ``tried``."""
-        key = (split, corruption)
-        if key not in self._features:
-            title = f"features, {split}" + ("" if corruption is None else f", {corruption[0]} {corruption[1]}")
-            rows = self.task.splits[split]
-            rows = rows if corruption is None else rows[self.tried]
-            self._features[key] = extract(
-                self.weights, self.task.corpus, rows, self.device, self.quiet, corruption, title
-            )
-        return self._features[key]
-
-    def labels(self, split: str) -> np.ndarray:
-        return self.task.labels[self.task.splits[split]]
-
-    @property
-    def tried(self) -> np.ndarray:
-        """Positions of the test rows that robustness is tried on: a part that is balanced over the classes."""
-        return np.sort(balanced(self.labels("test"), self.suite.corrupted))
-
-    @property
-    def corruptions(self) -> list[Corruption]:
-        """Those that every modality of the test rows has, at every severity."""
-        modalities = self.task.corpus.modalities(self.task.splits["test"])
-        names = set.intersection(*(set(corruptions_of(m)) for m in modalities))
-        if not names:
-            names = set(corruptions_of(f"generic_{self.task.corpus.channels}"))
-        return [(name, severity) for name in sorted(names) for severity in SEVERITIES]
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """A registered protocol.
-
-    Args:
-        counts: what of a suite says how many labels it uses: ``"labels"`` (shares), ``"shots"``, or ``""`` (all).
-        options: keys of the suite that its result depends on.
-        frozen: works on features; else the backbone itself is trained.
-        corrupted: wants features of corrupted images too.
-    """
-
-    run: Callable[[Bench, Job], Outcome]
-    counts: str
-    options: tuple[str, ...]
-    frozen: bool = True
-    corrupted: bool = False
-
-
-PROTOCOLS: Registry[Protocol] = Registry("protocol", builtin=("ssl_mednet.evaluation.protocols",))
-Run = Callable[[Bench, Job], Outcome]
-
-
-def register_protocol(name: str, counts: str, *options: str, **more: bool) -> Callable[[Run], Run]:
-    """Decorator: make ``(Bench, Job) -> Outcome`` known to suites by this name; see :class:`Protocol`."""
-
-    def add(run: Run) -> Run:
-        PROTOCOLS.register(name)(Protocol(run, counts, options, **more))
-        return run
-
-    return add
-
 
 # --- on frozen features ---------------------------------------------------------------------------------------------
 
@@ -184,6 +59,12 @@ def linear(bench: Bench, job: Job) -> Outcome:
 def few_shot_linear(bench: Bench, job: Job) -> Outcome:
     """As ``linear``, on a few labels a class."""
     return _linear(bench, _draws(bench, job))
+
+
+@register_protocol("few_shot_knn", "shots", "knn_k", "temperature", "draws")
+def few_shot_knn(bench: Bench, job: Job) -> Outcome:
+    """As ``knn``, on a few labels a class."""
+    return knn(bench, job)
 
 
 @register_protocol("few_shot_centroid", "shots", "draws", "temperature")
@@ -233,13 +114,17 @@ def _linear(bench: Bench, subsets: list[np.ndarray]) -> Outcome:
 
 def _draws(bench: Bench, job: Job) -> list[np.ndarray]:
     """Positions among the training rows, for each draw; one draw where all labels are used."""
-    labels, seed, draws = bench.labels("train"), job.seed, bench.suite.draws
-    if job.shots is not None:
-        if labels.ndim == 2:
-            raise DataError(f"{bench.task.name}: labels a class cannot be counted where an image has several")
-        return [few_shot(labels, job.shots, draw, seed) for draw in range(draws)]
-    share = 1.0 if job.labels is None else job.labels
-    return [fraction(labels, share, draw, seed) for draw in range(1 if share >= 1 else draws)]
+    everything = job.shots is None and (job.labels is None or job.labels >= 1)
+    return [_draw(bench, job, draw, job.seed) for draw in range(1 if everything else bench.suite.draws)]
+
+
+def _draw(bench: Bench, job: Job, draw: int, seed: int) -> np.ndarray:
+    labels = bench.labels("train")
+    if job.shots is None:
+        return fraction(labels, 1.0 if job.labels is None else job.labels, draw, seed)
+    if labels.ndim == 2:
+        raise DataError(f"{bench.task.name}: labels a class cannot be counted where an image has several")
+    return few_shot(labels, job.shots, draw, seed)
 
 
 def _outcome(
@@ -290,9 +175,14 @@ def linear_then_finetune(bench: Bench, job: Job) -> Outcome:
     return _finetune(bench, job, from_probe=True)
 
 
+@register_protocol("few_shot_finetune", "shots", "finetune", frozen=False)
+def few_shot_finetune(bench: Bench, job: Job) -> Outcome:
+    """As ``linear_then_finetune``, on a few labels a class: one draw of them for each of the suite's seeds."""
+    return _finetune(bench, job, from_probe=True)
+
+
 def _finetune(bench: Bench, job: Job, from_probe: bool) -> Outcome:
-    labels = bench.labels("train")
-    subset = fraction(labels, 1.0 if job.labels is None else job.labels, draw=job.seed, seed=bench.suite.seed)
+    subset = _draw(bench, job, draw=job.seed, seed=bench.suite.seed)
     rows = {**bench.task.splits, "train": bench.task.splits["train"][subset]}
     head = full_probe(bench, subset) if from_probe else None
     result = finetune(

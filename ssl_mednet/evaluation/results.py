@@ -15,7 +15,7 @@ import numpy as np
 from ssl_mednet.augment.corruptions import SEVERITIES
 from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.errors import UserError
-from ssl_mednet.evaluation.protocols import PROTOCOLS, Bench, Job, Outcome
+from ssl_mednet.evaluation.bench import PROTOCOLS, Bench, Job, Outcome
 from ssl_mednet.evaluation.weights import identity
 from ssl_mednet.files import replacing, write_json
 from ssl_mednet.probe import (

@@ -22,9 +22,9 @@ from ssl_mednet.backbones.artifact import Preprocessing
 from ssl_mednet.data.corpus import CorpusSpec
 from ssl_mednet.data.labelled import LabelledSet, open_labelled
 from ssl_mednet.errors import ArtifactError, DataError, RecipeError, UserError
+from ssl_mednet.evaluation.bench import PROTOCOLS, Bench, Job
 from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
 from ssl_mednet.evaluation.leaks import count_copies
-from ssl_mednet.evaluation.protocols import PROTOCOLS, Bench, Job
 from ssl_mednet.evaluation.results import COMPARISONS, RESULTS, Row, Store, compare, make_row, row_key
 from ssl_mednet.evaluation.suite import SetSection, Suite, load_suite, locate
 from ssl_mednet.evaluation.weights import Weights, channels_of, load_weights, short_name

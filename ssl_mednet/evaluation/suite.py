@@ -79,7 +79,7 @@ def load_suite(
 
 
 def _check_protocols(plan: Suite, where: str) -> None:
-    from ssl_mednet.evaluation.protocols import PROTOCOLS
+    from ssl_mednet.evaluation.bench import PROTOCOLS
 
     for name in plan.protocols:
         try:

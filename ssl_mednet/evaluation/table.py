@@ -15,6 +15,7 @@ from ssl_mednet.evaluation.weights import short_name
 
 _WIDTH = 22  # of a name, characters
 _NO_GROUPS = "the set names no groups"
+_FINETUNED = {"linear_then_finetune": "probe, then finetune", "few_shot_finetune": "probe, then finetune"}
 _TURNED = {"better": "worse", "worse": "better", "cannot tell": "unclear"}  # what A is to B, and what B is to A
 
 
@@ -94,7 +95,7 @@ def _name(row: Row) -> str:
 
 
 def _probe(row: Row) -> str:
-    return str(row["protocol"]).removeprefix("few_shot_").replace("linear_then_finetune", "probe, then finetune")
+    return _FINETUNED.get(row["protocol"], str(row["protocol"]).removeprefix("few_shot_"))
 
 
 def _amount(row: Row) -> tuple[int, float]:

@@ -17,7 +17,7 @@ from ssl_mednet import evaluate, pretrain
 from ssl_mednet.data.corpus import CorpusSpec
 from ssl_mednet.data.labelled import LabelledSet, open_labelled
 from ssl_mednet.errors import ArtifactError, DataError, RecipeError
-from ssl_mednet.evaluation import protocols as protocols_module
+from ssl_mednet.evaluation import bench as bench_module
 from ssl_mednet.evaluation import run as run_module
 from ssl_mednet.evaluation.features import extract
 from ssl_mednet.evaluation.suite import load_suite
@@ -142,7 +142,7 @@ def test_a_constant_backbone_scores_half(task: LabelledSet, tmp_path: Path, monk
     def constant(weights: Weights, corpus: object, rows: np.ndarray, *rest: object) -> np.ndarray:
         return np.ones((len(rows), 8), np.float32)
 
-    monkeypatch.setattr(protocols_module, "extract", constant)
+    monkeypatch.setattr(bench_module, "extract", constant)
     rows = evaluate(["random:test_resnet"], data=TASK, out=tmp_path, quiet=True).rows
     assert all(row["metrics"]["auroc"]["value"] == pytest.approx(0.5) for row in rows)
 
@@ -153,7 +153,7 @@ def test_a_perfect_backbone_scores_one_and_its_interval_is_a_point(
     def perfect(weights: Weights, corpus: object, rows: np.ndarray, *rest: object) -> np.ndarray:
         return np.eye(5, dtype=np.float32)[task.labels[rows]]
 
-    monkeypatch.setattr(protocols_module, "extract", perfect)
+    monkeypatch.setattr(bench_module, "extract", perfect)
     said = ["protocols=[knn,linear,few_shot_centroid]", "shots=[1]", "draws=3"]
     for row in evaluate(["random:test_resnet"], data=TASK, out=tmp_path, overrides=said, quiet=True).rows[1:]:
         assert row["metrics"]["auroc"] == {"value": 1, "low": 1, "high": 1, "resamples": 1000}

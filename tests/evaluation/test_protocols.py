@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +19,13 @@ from ssl_mednet.augment.corruptions import SEVERITIES, corruptions_of
 from ssl_mednet.data.corpus import Corpus, CorpusSpec
 from ssl_mednet.data.labelled import LabelledSet, open_labelled
 from ssl_mednet.errors import DataError
+from ssl_mednet.evaluation import bench as bench_module
 from ssl_mednet.evaluation import protocols as protocols_module
-from ssl_mednet.evaluation.protocols import PROTOCOLS, Bench, Job, Outcome, register_protocol
+from ssl_mednet.evaluation.bench import PROTOCOLS, Bench, Job, Outcome, register_protocol
+from ssl_mednet.evaluation.finetune import Finetuned
 from ssl_mednet.evaluation.subsets import few_shot, fraction
 from ssl_mednet.evaluation.suite import Suite
-from ssl_mednet.evaluation.weights import load_weights
+from ssl_mednet.evaluation.weights import Weights, load_weights
 from ssl_mednet.probe import METRICS
 
 TASK = "phantoms:gray?n=300&label=modality"
@@ -98,7 +101,8 @@ def test_few_shot_linear_is_scikit_learns_regression_at_the_chosen_strength(benc
 
 
 @pytest.mark.parametrize(
-    ("protocol", "amounts"), [("few_shot_linear", (1, 50)), ("linear", (0.1, 1.0)), ("knn", (0.1, 1.0))]
+    ("protocol", "amounts"),
+    [("few_shot_linear", (1, 50)), ("few_shot_knn", (1, 50)), ("linear", (0.1, 1.0)), ("knn", (0.1, 1.0))],
 )
 def test_more_labels_help(task: LabelledSet, protocol: str, amounts: tuple[float, float]) -> None:
     bench = bench_of(task)
@@ -109,6 +113,31 @@ def test_more_labels_help(task: LabelledSet, protocol: str, amounts: tuple[float
         fits = scores if scores.ndim == 3 else scores[None]
         values.append(np.mean([METRICS["auroc"](bench.labels("test"), fit) for fit in fits]))
     assert values[0] < values[1] - 0.01
+
+
+def test_few_labels_are_fine_tuned_on_the_draw_that_the_probe_has(
+    task: LabelledSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real fine-tuning; one draw of the labels a seed, the one with the same number of ``few_shot_linear``."""
+    used: list[list[int]] = []
+    original = protocols_module.finetune
+
+    def spied(weights: Weights, task: LabelledSet, rows: dict[str, np.ndarray], *rest: Any, **more: Any) -> Finetuned:
+        used.append(rows["train"].tolist())
+        return original(weights, task, rows, *rest, **more)
+
+    monkeypatch.setattr(protocols_module, "finetune", spied)
+    said = {"finetune": {"max_steps": 3, "precision": "float32"}}
+    suite = Suite.model_validate({"sets": [{"source": TASK}], **said})
+    weights = next(load_weights(["random:resnet10t"], "gray", 32, 0))
+    bench = Bench(weights, task, suite, torch.device("cpu"), True)
+    outcomes = [PROTOCOLS.get("few_shot_finetune").run(bench, Job("few_shot_finetune", None, 2, s)) for s in (0, 1)]
+    draws = [few_shot(bench.labels("train"), 2, draw=number, seed=0) for number in (0, 1)]
+    assert used == [task.splits["train"][rows].tolist() for rows in draws]
+    assert [o.n_train for o in outcomes] == [10, 10]
+    assert outcomes[0].val_scores is not None
+    assert "head_strength" in outcomes[0].chosen
+    assert not np.allclose(outcomes[0].scores, outcomes[1].scores)
 
 
 def test_hyper_parameters_are_chosen_without_test_rows(task: LabelledSet) -> None:
@@ -136,7 +165,7 @@ def test_robustness_asks_for_every_corruption_of_the_modality(
     task: LabelledSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
-    original = protocols_module.extract
+    original = bench_module.extract
 
     def spied(weights: object, corpus: Corpus, rows: np.ndarray, *rest: object) -> np.ndarray:
         asked.append(rest[2])
@@ -144,7 +173,7 @@ def test_robustness_asks_for_every_corruption_of_the_modality(
             assert Counter(task.labels[rows].tolist()) == dict.fromkeys(range(5), 4)
         return original(weights, corpus, rows, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(protocols_module, "extract", spied)
+    monkeypatch.setattr(bench_module, "extract", spied)
     said = ["protocols=[robustness]", "resamples=50", "gallery=0", "corrupted=20"]
     row = evaluate(["baseline:histogram"], data=TASK, out=tmp_path, overrides=said, quiet=True).rows[1]
     common = set.intersection(*(set(corruptions_of(m)) for m in task.classes))
