@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -45,7 +46,9 @@ def cross_validate(
     """Nested cross-validation of a linear probe (Varma and Simon 2006).
 
     Each fold is scored by a probe fitted on the others, at the strength that did best when each of these in turn was
-    left out too. The final probe's strength is that which did best over all folds; see :func:`_cautious`.
+    left out too. The final probe's strength is that which did best over all folds. Best is the lowest log loss of the
+    images that were left out: folds of a few images are ranked without fault at many strengths, and of those only the
+    loss tells which probabilities are right.
 
     Args:
         features: ``[N, D]``.
@@ -53,7 +56,7 @@ def cross_validate(
         groups: ``[N]``, -1 where a row has none; a group lies in one fold.
 
     Raises:
-        DataError: fewer than three groups or images.
+        DataError: fewer than three groups, or three images of a class.
     """
     fold = _folds(labels, groups, seed)
     count, multilabel = int(fold.max()) + 1, labels.ndim == 2
@@ -63,7 +66,7 @@ def cross_validate(
         return fit_path(features[rows], labels[rows], strengths, num_classes, multilabel)
 
     def judged(path: Path, number: int) -> np.ndarray:
-        return path.auroc(features[fold == number], labels[fold == number])
+        return path.log_loss(features[fold == number], labels[fold == number])
 
     inner: dict[int, list[np.ndarray]] = {i: [] for i in range(count)}
     for i, j in combinations(range(count), 2):
@@ -74,10 +77,11 @@ def cross_validate(
     for i in range(count):
         path, rows = fitted((i,)), fold == i
         outer.append(judged(path, i))
-        scores[rows] = path.probe(path.choose(_cautious(inner[i]), len(fold))[0]).predict_proba(features[rows])
+        found = path.probe(_lowest(inner[i])).predict_proba(features[rows])
+        scores[rows] = _at_prior(found, labels[~rows], labels)
         distances[rows] = Unlike.fit(features[~rows], labels[~rows]).distances(features[rows])
     path = fitted(())
-    return CrossValidated(path.probe(*path.choose(_cautious(outer), len(fold))), scores, distances, count)
+    return CrossValidated(path.probe(_lowest(outer)), scores, distances, count)
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
@@ -86,26 +90,39 @@ def _folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
     count = min(FOLDS, int(units.max(initial=-1)) + 1)
     if count < 3:
         raise DataError(f"{len(labels)} labelled images of {count} groups are too few", "three groups at least")
+    if labels.ndim == 1:
+        count = min(count, int(np.bincount(labels).max()))
+        if count < 3:
+            raise DataError(f"{len(labels)} labelled images, at most {count} of a class, are too few", "label more")
     fold = np.zeros(len(labels), np.int64)
     splitter = GroupKFold(count) if labels.ndim == 2 else StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    for number, (_, rows) in enumerate(splitter.split(units, None if labels.ndim == 2 else labels, units)):
-        fold[rows] = number
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # it is in some folds only
+        for number, (_, rows) in enumerate(splitter.split(units, None if labels.ndim == 2 else labels, units)):
+            fold[rows] = number
     return np.unique(fold, return_inverse=True)[1]
 
 
-def _cautious(values: list[np.ndarray]) -> np.ndarray:
-    """AUROC ``[S]`` over the folds ``[F, S]``, cut off one standard error below the best; NaN where it is in none.
+def _lowest(losses: list[np.ndarray]) -> int:
+    """The strength of the lowest mean loss over the folds ``[F, S]``; the middle one where no fold has a loss."""
+    table = np.stack(losses)
+    known = ~np.isnan(table).any(axis=1)
+    return int(table[known].mean(axis=0).argmin()) if known.any() else table.shape[1] // 2
 
-    Choosing by that takes the strongest regularisation that cannot be told from the best (Breiman et al. 1984, section
-    3.4.3): folds of a few images each are all but separated at every strength, and the best of them is an accident.
+
+def _at_prior(scores: np.ndarray, fitted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Probabilities ``[N, K]`` of a probe, moved from the class frequencies that it was fitted on to those of all rows.
+
+    The classes of a fold of whole groups are not those of the others; the final probe knows the frequencies of all,
+    and scores of different folds can only be ranked together at one prior (Saerens et al. 2002, equation 4).
     """
-    table = np.stack(values)
-    known = ~np.isnan(table)
-    count = known.sum(axis=0)
-    mean = np.divide(np.where(known, table, 0).sum(axis=0), count, out=np.full(table.shape[1], np.nan), where=count > 0)
-    if np.isnan(mean).all():
-        return mean
-    best = table[:, int(np.nanargmax(mean))]
-    best = best[~np.isnan(best)]
-    error = best.std(ddof=1) / len(best) ** 0.5 if len(best) > 1 else 0.0
-    return np.minimum(mean, best.mean() - error)
+    if labels.ndim == 2:
+        before, after = fitted.mean(axis=0), labels.mean(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            odds = scores / (1 - scores) * (after / (1 - after)) / (before / (1 - before))
+            moved = odds / (1 + odds)
+        return np.where(np.isfinite(moved), moved, scores)
+    count = scores.shape[1]
+    before, after = (np.bincount(y, minlength=count) / len(y) for y in (fitted, labels))
+    moved = scores * np.divide(after, before, out=np.zeros(count), where=before > 0)
+    return moved / moved.sum(axis=1, keepdims=True)

@@ -132,6 +132,15 @@ class Corpus:
         return _numbered(self.numbers("group"))
 
     @cached_property
+    def unit(self) -> np.ndarray:
+        """As :attr:`group`; rows without a group that are parts of one volume are one unit too.
+
+        Slices of a volume are alike, so no split may part them.
+        """
+        group = self.numbers("group")
+        return _numbered(np.where(group >= 0, group, self.numbers("volume")))
+
+    @cached_property
     def source(self) -> np.ndarray:
         """Number of each row's source, in the order in which they were ingested."""
         encoded = self.column("source").combine_chunks().dictionary_encode()

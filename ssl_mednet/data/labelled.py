@@ -24,7 +24,7 @@ class LabelledSet:
         name: of the task.
         labels: ``[N]`` class numbers, or ``[N, L]`` of 0 and 1 for several findings a row.
         splits: rows of ``"train"``, ``"val"``, ``"test"``.
-        groups: ``[N]``, -1 where the source names none.
+        groups: ``[N]`` what no split may part: patient, lesion, slide, or else volume; -1 where there is none.
         made: the splits that the source did not have and that were made here.
         source: as the user named it.
         ordinal: the classes have an order.
@@ -61,8 +61,8 @@ class LabelledSet:
 def open_labelled(source: str | Path, spec: CorpusSpec, quiet: bool = False, *, ordinal: bool = False) -> LabelledSet:
     """A labelled set from ``labels.csv``, class folders, an npz with MedMNIST's keys, or phantoms.
 
-    Splits of the source are kept. A missing test or validation split is made from the training rows: by group where
-    there are groups, stratified by class, the same every time.
+    Splits of the source are kept. A missing test or validation split is made from the training rows: by group, or
+    else volume, where there are any (:attr:`Corpus.unit`), stratified by class, the same every time.
 
     Raises:
         DataError: no labels, one class only, a split without rows, or a group on both sides of a split.
@@ -75,14 +75,14 @@ def open_labelled(source: str | Path, spec: CorpusSpec, quiet: bool = False, *, 
         raise DataError(f"{source}: has no labels to evaluate on", hint)
     if len(corpus.classes) < 2 and labels.ndim == 1:
         raise DataError(f"{source}: has one class only ({corpus.classes[0]})", "a task needs two or more")
-    assigned, made = _complete(corpus.split, labels, corpus.group, has_label)
+    assigned, made = _complete(corpus.split, labels, corpus.unit, has_label)
     splits = {s: np.flatnonzero(has_label & (assigned == i)) for i, s in enumerate(SPLITS)}
     for split, rows in splits.items():
         if len(rows) == 0:
             raise DataError(f"{source}: no labelled image is left for the {split} split", "it needs more images")
-    _check_groups(source, splits, corpus.group)
+    _check_groups(source, splits, corpus.unit)
     ordinal = (ordinal or corpus.meta["ordinal"]) and labels.ndim == 1
-    return LabelledSet(name, corpus, labels, splits, corpus.group, corpus.classes, made, str(source), ordinal)
+    return LabelledSet(name, corpus, labels, splits, corpus.unit, corpus.classes, made, str(source), ordinal)
 
 
 def _complete(
@@ -124,6 +124,6 @@ def _check_groups(source: str | Path, splits: dict[str, np.ndarray], groups: np.
             shared = shared[shared >= 0]
             if len(shared):
                 raise DataError(
-                    f"{source}: {len(shared)} groups (patients, lesions) are in both {one} and {other}",
+                    f"{source}: {len(shared)} groups (patients, lesions, volumes) are in both {one} and {other}",
                     "scores on such a split are too good; split by group, or leave the split column empty",
                 )

@@ -101,7 +101,9 @@ def _linear(bench: Bench, subsets: list[np.ndarray]) -> Outcome:
     count, multilabel = len(bench.task.classes), bench.task.multilabel
     strengths = tuple(bench.suite.strengths)
     paths = [fit_path(x[s], labels[s], strengths, count, multilabel) for s in subsets]
-    index, note = paths[0].choose(np.mean([path.auroc(val, val_labels) for path in paths], axis=0), len(val))
+    values = np.mean([path.auroc(val, val_labels) for path in paths], axis=0)
+    losses = np.mean([path.log_loss(val, val_labels) for path in paths], axis=0)
+    index, note = paths[0].choose(values, losses, len(val))
     probes = [path.probe(index, note) for path in paths]
 
     def scored(split: str) -> list[np.ndarray]:

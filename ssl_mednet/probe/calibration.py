@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, softmax
@@ -10,27 +12,65 @@ from sklearn.metrics import roc_curve
 from ssl_mednet.probe.checks import Array, ArrayLike
 from ssl_mednet.probe.metrics import check_pair
 
-_RANGE = (-4.0, 4.0)  # of the logarithm of the temperature
+_RANGE = (-14.0, 4.0)  # of the logarithm of the temperature; a strongly regularised probe has logits of 1e-5
 _FLOOR = 1e-12  # a probability of 0 has no logarithm
+
+
+def log_loss(targets: ArrayLike, scores: ArrayLike) -> float:
+    """Mean negative log likelihood, in nats a row, of multi-label rows a label.
+
+    What a class without a training row has, probability 0, is left out: no strength and no temperature changes it. NaN
+    where nothing is left.
+
+    Args:
+        targets: ``[N]``, or multi-label ``[N, L]``.
+        scores: ``[N, C]`` probabilities.
+    """
+    targets, scores = check_pair(targets, scores)
+    if targets.ndim == 2:
+        own = np.where(targets == 1, scores, 1 - scores)[(scores > 0) & (scores < 1)]
+    else:
+        own = np.take_along_axis(scores, targets[:, None], axis=1)
+        own = own[own > 0]
+    return float(-np.log(own).mean()) if len(own) else float("nan")
 
 
 def fit_temperature(targets: ArrayLike, scores: ArrayLike) -> float:
     """The temperature that minimises the negative log likelihood of these scores (Guo et al. 2017, section 4.2).
 
+    Rows stand for what is likely in a population, not for certainty, as in Platt 1999, section 2.2: of ``n`` rows of a
+    class among ``K``, ``(n + 1) / (n + K)`` count as of that class. Else rows that are all right would make it 0.
+
     Args:
         targets: ``[N]``, or multi-label ``[N, L]``; rows of val.
-        scores: ``[N, C]`` probabilities of them.
+        scores: ``[N, C]`` probabilities of them; see :func:`log_loss` for what is left out. 1 where nothing is left.
     """
     targets, scores = check_pair(targets, scores)
-    logits = _logits(scores, targets.ndim == 2)
+    if targets.ndim == 2:
+        return _best(lambda t: _binary_loss(targets, scores, t), bool(((scores > 0) & (scores < 1)).any()))
+    seen = np.asarray((scores > 0).any(axis=0))
+    rows = seen[targets] & (np.take_along_axis(scores, targets[:, None], axis=1)[:, 0] > 0)
+    own = np.cumsum(seen)[targets[rows]] - 1
+    count = np.bincount(own, minlength=int(seen.sum()))[own]
+    wanted = np.repeat(1.0 / (count + seen.sum())[:, None], seen.sum(), axis=1)
+    wanted[np.arange(len(own)), own] *= count + 1
+    logits = np.log(np.clip(scores[rows][:, seen], _FLOOR, 1.0))
+    return _best(lambda t: float(-(wanted * log_softmax(logits / t, axis=1)).sum(axis=1).mean()), bool(rows.any()))
 
-    def loss(log_t: float) -> float:
-        z = logits / np.exp(log_t)
-        if targets.ndim == 2:
-            return float(np.logaddexp(0.0, np.where(targets == 1, -z, z)).mean())
-        return float(-np.take_along_axis(log_softmax(z, axis=1), targets[:, None], axis=1).mean())
 
-    return float(np.exp(minimize_scalar(loss, bounds=_RANGE, method="bounded").x))
+def _best(loss: Callable[[float], float], defined: bool) -> float:
+    if not defined:
+        return 1.0
+    return float(np.exp(minimize_scalar(lambda log_t: loss(np.exp(log_t)), bounds=_RANGE, method="bounded").x))
+
+
+def _binary_loss(targets: Array, scores: Array, temperature: float) -> float:
+    known = (scores > 0) & (scores < 1)
+    count = np.where(targets == 1, targets.sum(axis=0), (1 - targets).sum(axis=0))
+    z = np.where(targets == 1, 1, -1) * _logits(scores, True) / temperature
+    own = (count + 1) / (count + 2)
+    losses = own * np.logaddexp(0.0, -z) + (1 - own) * np.logaddexp(0.0, z)
+    return float(losses[known].mean())
 
 
 def with_temperature(scores: ArrayLike, temperature: float, multilabel: bool) -> Array:
@@ -53,5 +93,6 @@ def best_threshold(targets: ArrayLike, scores: ArrayLike) -> float:
 
 
 def _logits(scores: Array, multilabel: bool) -> Array:
-    clipped = np.clip(scores, _FLOOR, 1.0)
-    return np.log(clipped) - np.log(np.clip(1 - scores, _FLOOR, 1.0)) if multilabel else np.log(clipped)
+    """Logarithms (multi-label: of the odds); what is impossible or certain is infinite, and stays so."""
+    with np.errstate(divide="ignore"):
+        return np.log(scores) - np.log(1 - scores) if multilabel else np.log(scores)

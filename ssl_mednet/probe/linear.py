@@ -12,6 +12,7 @@ the Hessian becomes nearly diagonal, which is what makes ill-conditioned feature
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ssl_mednet.errors import DataError
+from ssl_mednet.probe.calibration import log_loss
 from ssl_mednet.probe.checks import Array, ArrayLike, check_features, check_targets
 from ssl_mednet.probe.lbfgs import minimise
 from ssl_mednet.probe.metrics import auroc
@@ -80,22 +82,38 @@ class Path:
         Raises:
             DataError: rows that do not fit those of the training.
         """
+        return self._judged(auroc, features, targets)
+
+    def log_loss(self, features: ArrayLike, targets: ArrayLike) -> Array:
+        """``[S]``: negative log likelihood of these rows a row, in nats, of multi-label ones a label; NaN without rows.
+
+        A row whose class had no training row is left out: its loss is infinite at every strength.
+
+        Raises:
+            DataError: rows that do not fit those of the training.
+        """
+        return self._judged(log_loss, features, targets)
+
+    def _judged(self, figure: Callable[[Array, Array], float], features: ArrayLike, targets: ArrayLike) -> Array:
         y = check_targets(targets, self.weight.shape[2], "val", rows=len(features))
         if not len(features):
             return np.full(len(self.strengths), np.nan)
         z = _standardised(features, self.mean, self.std)
         logits = (z @ weight + bias for weight, bias in zip(self.weight, self.bias, strict=True))
-        return np.array([auroc(y, _probabilities(each, self.multilabel)) for each in logits])
+        return np.array([figure(y, _probabilities(each, self.multilabel)) for each in logits])
 
-    def choose(self, values: Array, rows: int) -> tuple[int, str]:
-        """The index of the best of ``values`` ``[S]`` on so many val rows, of equals the most regularised.
+    def choose(self, values: Array, losses: Array, rows: int) -> tuple[int, str]:
+        """The index of the best of ``values`` ``[S]`` on so many val rows, of equals that of the lowest of ``losses``.
 
-        Where all are NaN it is the middle one, and there is a note.
+        AUROC does not see how large logits are: where classes are told apart at every strength, the most regularised
+        fit knows little more than which class is the most frequent. Where all values are NaN it is the middle one, and
+        there is a note.
         """
         if np.isnan(values).all():
             middle, why = len(self.strengths) // 2, "val has no AUROC" if rows else "no val rows"
             return middle, f"{why}: strength {self.strengths[middle]:.2g} is fixed, not chosen"
-        return int(np.flatnonzero(values >= np.nanmax(values) - 1e-9)[0]), ""
+        best = np.flatnonzero(values >= np.nanmax(values) - 1e-9)
+        return int(best[np.argmin(losses[best])]), ""
 
     def probe(self, index: int, note: str = "") -> LinearProbe:
         """The fit at one strength."""
@@ -116,7 +134,7 @@ def fit_linear(
     strengths: tuple[float, ...] = DEFAULT_STRENGTHS,
     multilabel: bool = False,
 ) -> LinearProbe:
-    """Fit on train at every strength and keep the one with the best macro AUROC on val; of equals the most regularised.
+    """Fit on train at every strength; that with the best macro AUROC on val, of equals with the lowest log loss there.
 
     There is no refit on train and val together. Without val rows, or where val has no AUROC (one class only), the
     middle strength is used and ``note`` says so.
@@ -125,7 +143,7 @@ def fit_linear(
         DataError: as :func:`fit_path`, or val that does not fit train.
     """
     path = fit_path(train, train_targets, strengths, num_classes, multilabel)
-    return path.probe(*path.choose(path.auroc(val, val_targets), len(val)))
+    return path.probe(*path.choose(path.auroc(val, val_targets), path.log_loss(val, val_targets), len(val)))
 
 
 def fit_path(

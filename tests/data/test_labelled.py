@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -57,3 +58,19 @@ def test_a_patient_on_both_sides_of_a_split_is_refused(tmp_path: Path) -> None:
 def test_too_few_images_for_the_splits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no labelled image is left"):
         labelled(tmp_path, [("a", "", ""), ("b", "", "")])
+
+
+def test_slices_of_a_volume_stay_on_one_side(tmp_path: Path) -> None:
+    """NIfTI names no patient; slices of one file are neighbours."""
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        folder = tmp_path / "set" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 1000, (16, 16, 6)).astype(np.int16)
+        nib.save(nib.Nifti1Image(pixels, np.eye(4)), folder / f"{number:02}.nii.gz")  # type: ignore[no-untyped-call]
+    task = open_labelled(tmp_path / "set", GRAY, quiet=True)
+    volumes = [set(task.corpus.numbers("volume")[rows].tolist()) for rows in task.splits.values()]
+    assert sum(map(len, volumes)) == len(set.union(*volumes)) == 20
+    assert sum(len(rows) for rows in task.splits.values()) == 120
+    assert task.grouped
+    assert (task.corpus.group < 0).all()

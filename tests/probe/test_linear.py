@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss as sk_log_loss
 
 from ssl_mednet.errors import DataError
-from ssl_mednet.probe import DEFAULT_STRENGTHS, bootstrap, fit_linear, fit_path
+from ssl_mednet.probe import DEFAULT_STRENGTHS, METRICS, bootstrap, fit_linear, fit_path
 from ssl_mednet.probe.lbfgs import minimise
 from ssl_mednet.probe.linear import _Logistic
 from ssl_mednet.probe.metrics import auroc
@@ -135,7 +136,7 @@ def test_a_strength_that_did_not_converge_is_reported():
     assert path.probe(0).note == ""
 
 
-def test_the_strength_is_chosen_on_val_and_of_equals_the_most_regularised():
+def test_the_strength_is_chosen_on_val_and_of_equals_by_the_loss():
     x, y = features(n=200)
     val, val_y = features(n=400, seed=1)
     probe = fit_linear(x, y, val, val_y, num_classes=4)
@@ -143,8 +144,20 @@ def test_the_strength_is_chosen_on_val_and_of_equals_the_most_regularised():
     values = [auroc(val_y, path.probe(i).predict_proba(val)) for i in range(len(DEFAULT_STRENGTHS))]
     assert probe.strength == path.strengths[np.argmax(values)]
     assert DEFAULT_STRENGTHS[0] < probe.strength < DEFAULT_STRENGTHS[-1]
-    easy, easy_y = features(signal=50.0)
-    assert fit_linear(easy, easy_y, easy, easy_y, num_classes=4).strength == DEFAULT_STRENGTHS[0]
+    easy, easy_y = features(signal=50.0)  # ranked without fault at every strength
+    path = fit_path(easy, easy_y, DEFAULT_STRENGTHS, 4)
+    losses = [sk_log_loss(easy_y, path.probe(i).predict_proba(easy)) for i in range(len(DEFAULT_STRENGTHS))]
+    np.testing.assert_allclose(path.log_loss(easy, easy_y), losses, atol=1e-6)
+    chosen = fit_linear(easy, easy_y, easy, easy_y, num_classes=4).strength
+    assert chosen == path.strengths[np.argmin(losses)] > DEFAULT_STRENGTHS[0]
+
+
+def test_a_rare_class_that_is_easy_is_not_given_up():
+    """AUROC is 1 at every strength; the most regularised fit would call all images by the most frequent class."""
+    x, y = features(n=2000, signal=3.0)
+    kept = np.sort(np.concatenate([np.flatnonzero(y == c)[:n] for c, n in enumerate([300, 100, 50, 10])]))
+    probe = fit_linear(x[kept], y[kept], x[kept], y[kept], num_classes=4)
+    assert METRICS["balanced_accuracy"](y, probe.predict_proba(x)) > 0.95
 
 
 @pytest.mark.parametrize(("keep", "words"), [(lambda y: y < 0, "no val rows"), (lambda y: y == 1, "no AUROC")])
