@@ -123,6 +123,8 @@ def finetune(
     base = open_base(str(weights), channels, plan.image_size)
     kind = base.weights.preprocessing.channels
     section = plan.sets[0].model_copy(update={"convert": convert, "modality": modality})
+    side = max(plan.store_size, base.weights.preprocessing.image_size)
+    plan = plan.model_copy(update={"sets": [section], "store_size": side})
     task = open_set(section, kind, plan, quiet)
     device = torch.device(plan.device if plan.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     bench = Bench(base.weights, task, plan, device, quiet)
@@ -247,7 +249,7 @@ def _about(fit: _Fit, base: Base, protocol: str, row: Row) -> dict[str, Any]:
         "thresholds": _thresholds(task, labels, with_temperature(fit.held_out, temperature, multilabel)),
         "channels": task.corpus.channels,
         "modalities": sorted(task.corpus.modalities(used)),
-        "convert": suite.sets[0].convert,
+        "convert": suite.sets[0].convert or suite.convert,
         "store_size": suite.store_size,
         "preprocessing": vars(base.weights.preprocessing),
         "protocol": protocol,

@@ -90,7 +90,7 @@ def check_room(out: str | Path, overwrite: bool) -> Path:
     Raises:
         UserError: something is there already and may not be replaced, or is nothing of ours.
     """
-    folder = Path(out).expanduser()
+    folder = Path(out).expanduser().resolve()
     if folder.is_dir() and not any(folder.iterdir()):
         return folder
     if folder.exists() and not overwrite:

@@ -88,7 +88,7 @@ def evaluate(
         kind = channels if section.channels == "auto" else section.channels
         try:
             loaded = list(load_weights(names, kind, plan.image_size, plan.seeds[0]))
-            task = open_set(section, kind, plan, quiet)
+            task = open_set(section, kind, plan, quiet, max(w.preprocessing.image_size for w in loaded))
         except (ArtifactError, DataError) as error:
             failed[section.source] = error
             log.warning("%s is left out: %s", section.source, error)
@@ -105,9 +105,10 @@ def evaluate(
     return Results(rows, folder / RESULTS, comparisons, {k: str(e) for k, e in failed.items()})
 
 
-def open_set(section: SetSection, channels: str, plan: Suite, quiet: bool) -> LabelledSet:
-    """A set of a suite, as images of these channels."""
-    spec = CorpusSpec(channels, plan.store_size, modality=section.modality, convert=section.convert)
+def open_set(section: SetSection, channels: str, plan: Suite, quiet: bool, seen: int = 0) -> LabelledSet:
+    """A set of a suite, as images of these channels, kept no smaller than the side that nets see, in pixels."""
+    convert = section.convert or plan.convert
+    spec = CorpusSpec(channels, max(plan.store_size, seen), modality=section.modality, convert=convert)
     return open_labelled(locate(section.source, plan.root), spec, quiet, ordinal=section.ordinal)
 
 

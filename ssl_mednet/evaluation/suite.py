@@ -41,7 +41,8 @@ class Suite(Section):
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="of untrained nets, fine-tuning")
     corrupted: int = Field(500, ge=1, description="test images, as many of each class, that robustness is tried on")
     image_size: int | None = Field(None, ge=16, description="for untrained nets alone; weights know their own")
-    store_size: int = Field(256, ge=16, description="longest side kept in the cache, pixels")
+    convert: bool = Field(False, description="turn images of the other kind (gray, color) into that of the weights")
+    store_size: int = Field(256, ge=16, description="longest side kept in the cache, pixels; what a net sees at least")
     knn_k: list[Positive] = Field(list(DEFAULT_KS), min_length=1, description="chosen among on the validation split")
     temperature: float = Field(0.07, gt=0, description="of the kNN votes and of the nearest centroid")
     strengths: list[Annotated[float, Field(gt=0)]] = Field(

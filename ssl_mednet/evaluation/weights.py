@@ -119,7 +119,7 @@ def _trained(spec: str, channels: str) -> Weights:
     preprocessing = model.preprocessing
     assert isinstance(preprocessing, Preprocessing)
     if preprocessing.channels != channels:
-        hint = "data.convert=true turns the images into the kind that the weights know"
+        hint = f"convert=true turns images into {preprocessing.channels} ones; weights of both kinds need a run each"
         raise ArtifactError(f"{spec}: made for {preprocessing.channels} images, the data is {channels}", hint)
     config = read_config(find_artifact(spec))
     loaded = _weights(spec, model, preprocessing, config["architecture"])
@@ -136,9 +136,10 @@ def _untrained(
         )
     first = (like or (configs[0] if configs else {})).get("ssl_mednet", {}).get("preprocessing", {})
     count = CHANNEL_COUNT[channels]
-    resized = bool(first) and first["image_size"] != image_size
-    args = like["model_args"] if like and not resized else backbone_args(name, count, image_size)
     architecture = like["architecture"] if like else name
+    args = dict(like["model_args"]) if like else backbone_args(name, count, image_size)
+    if "img_size" in args:
+        args["img_size"] = image_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_hash(seed, "random weights"))
         model = create_backbone(architecture, {**args, "in_chans": count}).eval()

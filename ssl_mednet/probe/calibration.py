@@ -38,8 +38,8 @@ def log_loss(targets: ArrayLike, scores: ArrayLike) -> float:
 def fit_temperature(targets: ArrayLike, scores: ArrayLike) -> float:
     """The temperature that minimises the negative log likelihood of these scores (Guo et al. 2017, section 4.2).
 
-    Rows stand for what is likely in a population, not for certainty, as in Platt 1999, section 2.2: of ``n`` rows of a
-    class among ``K``, ``(n + 1) / (n + K)`` count as of that class. Else rows that are all right would make it 0.
+    By Laplace's rule of succession N rows that are all right say that the next one is with ``(N + 1) / (N + 2)``: so
+    much counts as of a row's own class, the rest as of the others. Else all right would mean certain, at temperature 0.
 
     Args:
         targets: ``[N]``, or multi-label ``[N, L]``; rows of val.
@@ -47,30 +47,24 @@ def fit_temperature(targets: ArrayLike, scores: ArrayLike) -> float:
     """
     targets, scores = check_pair(targets, scores)
     if targets.ndim == 2:
-        return _best(lambda t: _binary_loss(targets, scores, t), bool(((scores > 0) & (scores < 1)).any()))
+        known = (scores > 0) & (scores < 1)
+        own = (known.sum(axis=0) + 1) / (known.sum(axis=0) + 2)
+        z = np.where(targets == 1, 1, -1) * _logits(np.where(known, scores, 0.5), True)
+        return _best(lambda t: (own * np.logaddexp(0.0, -z / t) + (1 - own) * np.logaddexp(0.0, z / t))[known])
     seen = np.asarray((scores > 0).any(axis=0))
-    rows = seen[targets] & (np.take_along_axis(scores, targets[:, None], axis=1)[:, 0] > 0)
-    own = np.cumsum(seen)[targets[rows]] - 1
-    count = np.bincount(own, minlength=int(seen.sum()))[own]
-    wanted = np.repeat(1.0 / (count + seen.sum())[:, None], seen.sum(), axis=1)
-    wanted[np.arange(len(own)), own] *= count + 1
-    logits = np.log(np.clip(scores[rows][:, seen], _FLOOR, 1.0))
-    return _best(lambda t: float(-(wanted * log_softmax(logits / t, axis=1)).sum(axis=1).mean()), bool(rows.any()))
+    rows = np.take_along_axis(scores, targets[:, None], axis=1)[:, 0] > 0
+    one_hot, count = np.eye(len(seen))[targets[rows]][:, seen], int(rows.sum())
+    wanted = np.where(one_hot == 1, (count + 1) / (count + 2), 1 / (count + 2) / max(int(seen.sum()) - 1, 1))
+    logits = _logits(np.clip(scores[rows][:, seen], _FLOOR, 1.0), False)
+    return _best(lambda t: -(wanted * log_softmax(logits / t, axis=1)).sum(axis=1))
 
 
-def _best(loss: Callable[[float], float], defined: bool) -> float:
-    if not defined:
+def _best(losses: Callable[[float], Array]) -> float:
+    """The temperature of the lowest mean loss; 1 where there are no losses."""
+    if not losses(1.0).size:
         return 1.0
-    return float(np.exp(minimize_scalar(lambda log_t: loss(np.exp(log_t)), bounds=_RANGE, method="bounded").x))
-
-
-def _binary_loss(targets: Array, scores: Array, temperature: float) -> float:
-    known = (scores > 0) & (scores < 1)
-    count = np.where(targets == 1, targets.sum(axis=0), (1 - targets).sum(axis=0))
-    z = np.where(targets == 1, 1, -1) * _logits(scores, True) / temperature
-    own = (count + 1) / (count + 2)
-    losses = own * np.logaddexp(0.0, -z) + (1 - own) * np.logaddexp(0.0, z)
-    return float(losses[known].mean())
+    found = minimize_scalar(lambda log_t: losses(np.exp(log_t)).mean(), bounds=_RANGE, method="bounded")
+    return float(np.exp(found.x))
 
 
 def with_temperature(scores: ArrayLike, temperature: float, multilabel: bool) -> Array:

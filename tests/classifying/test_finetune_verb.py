@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from ssl_mednet import finetune, load_backbone, report
+from ssl_mednet import finetune, load_backbone, predict, report
 from ssl_mednet.classifying import fit
 from ssl_mednet.classifying.fit import Fitted
 from ssl_mednet.classifying.model import load_model
 from ssl_mednet.data.corpus import CorpusSpec
 from ssl_mednet.data.labelled import open_labelled
-from ssl_mednet.errors import ArtifactError, RecipeError, UserError
+from ssl_mednet.errors import ArtifactError, DataError, RecipeError, UserError
 from ssl_mednet.evaluation.features import extract
 from ssl_mednet.evaluation.weights import load_weights
 from ssl_mednet.probe import with_temperature
@@ -143,3 +144,22 @@ def test_mistakes_are_told(backbone: Path, labelled: Path, tmp_path: Path) -> No
     with pytest.raises(ArtifactError, match="made for gray images"):
         finetune(backbone, labelled, tmp_path / "m", channels="color", quiet=True)
     assert not (tmp_path / "m").exists()
+
+
+def test_a_model_made_on_converted_images_takes_such_images(backbone: Path, labelled: Path, tmp_path: Path) -> None:
+    """Photographs of X-rays, for a net that knows gray ones: what ``--convert`` did in training it does in use."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    (folder / "labels.csv").write_text(
+        (labelled / "labels.csv").read_text().replace(",xray", ",").replace(",modality", ",")
+    )
+    for path in labelled.glob("*.png"):
+        gray = np.asarray(Image.open(path))
+        Image.fromarray(np.stack([gray, gray // 2, gray // 3], axis=2)).save(folder / path.name)
+    with pytest.raises(DataError, match="convert=true"):
+        finetune(backbone, folder, tmp_path / "refused", "linear", quiet=True)
+    for number, said in enumerate(({"convert": True}, {"overrides": ["convert=true"]})):
+        made = finetune(backbone, folder, tmp_path / f"m{number}", "linear", quiet=True, **said)  # type: ignore[arg-type]
+        found = predict(made.folder, [folder / "0.png", folder / "2.png"], quiet=True)
+        assert [row.predicted for row in found.rows] == ["bright", "dark"]
+        assert not found.refused

@@ -20,7 +20,7 @@ from ssl_mednet.errors import ArtifactError, DataError, RecipeError
 from ssl_mednet.evaluation import bench as bench_module
 from ssl_mednet.evaluation import run as run_module
 from ssl_mednet.evaluation.features import extract
-from ssl_mednet.evaluation.suite import load_suite
+from ssl_mednet.evaluation.suite import Suite, load_suite
 from ssl_mednet.evaluation.table import show
 from ssl_mednet.evaluation.weights import Weights, load_weights, state_hash
 from ssl_mednet.shipped import list_shipped
@@ -222,3 +222,36 @@ def test_the_table_fits_eighty_columns_and_says_how_the_intervals_were_made(trai
     assert "…" not in text
     intervals = re.findall(r"(\.\d{3}|1\.00) (\.\d{3}|1\.00)-(\.\d{3}|1\.00)", text)
     assert len(intervals) == 5 * 2 + 2 * 2  # one behind each figure
+
+
+def pictures(folder: Path, count: int, side: int, channels: int) -> Path:
+    """Darker and brighter noise, one class each."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        shape = (side, side, 3) if channels == 3 else (side, side)
+        pixels = rng.integers(0, 120, shape, dtype=np.uint8) + np.uint8(100 * (number % 2))
+        path = folder / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+def test_images_are_kept_no_smaller_than_nets_see_them(tmp_path: Path) -> None:
+    plan = Suite.model_validate({"sets": [{"source": str(pictures(tmp_path / "set", 20, 300, 1))}]})
+    sides = {}
+    for seen in (0, 96, 288):
+        task = run_module.open_set(plan.sets[0], "gray", plan, True, seen)
+        sides[seen] = int(task.corpus.batch(np.arange(2)).pixels.shape[-1])
+    assert sides == {0: 256, 96: 256, 288: 288}
+
+
+def test_sets_of_the_other_kind_are_turned_into_the_kind_of_the_weights(tmp_path: Path) -> None:
+    """Color images under a net for gray ones: refused one by one, unless the user says ``convert=true``."""
+    folder = pictures(tmp_path / "set", 60, 32, 3)
+    said = ["protocols=[linear]", "gallery=0"]
+    with pytest.raises(DataError, match="convert=true"):
+        evaluate(["random:test_resnet"], data=folder, out=tmp_path / "a", overrides=said, quiet=True)
+    said.append("convert=true")
+    rows = evaluate(["random:test_resnet"], data=folder, out=tmp_path / "b", overrides=said, quiet=True).rows
+    assert rows[1]["channels"] == "gray"
+    assert rows[1]["skipped"] == 0

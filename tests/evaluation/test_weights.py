@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
 import torch
 
-from ssl_mednet.backbones import imagenet
+from ssl_mednet.backbones import Preprocessing, backbone_args, create_backbone, imagenet, save_backbone
 from ssl_mednet.errors import ArtifactError, RecipeError
 from ssl_mednet.evaluation.baselines import Histogram, Pixels, RepeatChannels
 from ssl_mednet.evaluation.weights import Weights, identity, load_weights
@@ -110,3 +112,20 @@ def test_pixels_are_what_they_are_but_for_their_mean() -> None:
     out = Pixels()(x)
     assert out.shape == (2, 48)
     torch.testing.assert_close(out, Pixels()(x + 0.1), atol=1e-6, rtol=0)
+
+
+def test_the_untrained_twin_of_an_artifact_has_its_architecture_at_any_size(tmp_path: Path) -> None:
+    for name, more in (("resnet10t", {}), ("vit_tiny_patch16_224", {"patch_size": 8})):
+        args = backbone_args(name, 1, 96, **more)
+        model = create_backbone(name, args)
+        folder = tmp_path / name
+        save_backbone(model, folder, name, args, Preprocessing("gray", 96, (0.4,), (0.2,)), {"data": {}})
+        trained, twin, small = load_weights([str(folder), "random:", "random:@32"], "gray", None, 0)
+        shapes = {key: value.shape for key, value in trained.model.state_dict().items()}
+        assert {key: value.shape for key, value in twin.model.state_dict().items()} == shapes
+        assert small.preprocessing.image_size == 32
+        assert small.architecture == name
+        same = [v.shape == shapes[k] for k, v in small.model.state_dict().items() if k != "pos_embed"]
+        assert all(same)
+        with torch.inference_mode():
+            assert small.model(torch.zeros(2, 1, 32, 32)).shape == trained.model(torch.zeros(2, 1, 96, 96)).shape

@@ -29,8 +29,7 @@ def test_the_temperature_is_the_factor_that_was_put_in() -> None:
 def test_the_temperature_minimises_the_likelihood_that_torch_computes() -> None:
     targets, scores = overconfident(500)
     best = fit_temperature(targets, scores)
-    count = np.bincount(targets)  # of n rows of a class n + 1 of n + 3 count as of it (Platt 1999)
-    soft = np.where(np.eye(3)[targets] == 1, count[targets, None] + 1, 1) / (count[targets, None] + 3)
+    soft = np.where(np.eye(3)[targets] == 1, 501 / 502, 0.5 / 502)  # the rule of succession
     logits, y = torch.from_numpy(np.log(scores)), torch.from_numpy(soft)
     losses = {t: float(torch.nn.functional.cross_entropy(logits / t, y)) for t in (best, 0.95 * best, 1.05 * best)}
     assert min(losses, key=losses.__getitem__) == best
@@ -65,10 +64,10 @@ def test_rows_that_are_all_right_do_not_make_every_answer_certain() -> None:
     second = np.clip(0.5 + 0.001 * (2 * targets - 1), 0, 1)
     scores = np.stack([1 - second, second], axis=1)
     calibrated = with_temperature(scores, fit_temperature(targets, scores), multilabel=False)
-    np.testing.assert_allclose(calibrated.max(axis=1), 51 / 52, atol=1e-3)
+    np.testing.assert_allclose(calibrated.max(axis=1), 101 / 102, atol=1e-3)
     labels = np.stack([targets, 1 - targets], axis=1)
     each = with_temperature(scores[:, ::-1], fit_temperature(labels, scores[:, ::-1]), multilabel=True)
-    np.testing.assert_allclose(np.maximum(each, 1 - each), 51 / 52, atol=1e-3)
+    np.testing.assert_allclose(np.maximum(each, 1 - each), 101 / 102, atol=1e-3)
 
 
 def test_the_small_logits_of_strong_regularisation_are_made_as_large_as_they_should_be() -> None:
