@@ -20,10 +20,10 @@ from ssl_mednet.backbones.artifact import Preprocessing, load_backbone, sha256
 from ssl_mednet.classifying.unlike import Unlike
 from ssl_mednet.errors import ArtifactError, UserError
 from ssl_mednet.files import write_json
-from ssl_mednet.probe import with_temperature
 
 FORMAT = 1
 MODEL, HEAD, BACKBONE, REFERENCE, RESULTS = "model.json", "head.safetensors", "backbone", "reference", "results"
+_NEEDED = ("classes", "multilabel", "temperature", "thresholds", "channels", "modalities", "convert", "store_size")
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,9 @@ class Model:
 
     def probabilities(self, features: Tensor) -> np.ndarray:
         """``[B, D]`` to calibrated probabilities ``[B, K]``: rows sum to 1, or each stands alone (multi-label)."""
-        logits = (features @ self.weight.T + self.bias).double()
-        multilabel = bool(self.about["multilabel"])
-        scores = torch.sigmoid(logits) if multilabel else torch.softmax(logits, dim=1)
-        return with_temperature(scores.numpy(), self.about["temperature"], multilabel)
+        logits = (features @ self.weight.T + self.bias).double() / self.about["temperature"]
+        logits = torch.nan_to_num(logits, nan=torch.nan)  # softmax of +inf is not a number; of the largest it is 1
+        return (torch.sigmoid(logits) if self.about["multilabel"] else torch.softmax(logits, dim=1)).numpy()
 
     def decide(self, probabilities: np.ndarray) -> list[str]:
         """The class of each row of ``[B, K]``; of several findings those above their thresholds, joined by ``|``."""
@@ -146,8 +145,10 @@ def load_model(path: str | Path) -> Model:
             raise ArtifactError(f"{folder / HEAD}: its sha256 is not the one in {MODEL}", "it was changed or damaged")
         tensors = load_file(folder / HEAD)
         unlike = Unlike.of({k: v.numpy() for k, v in tensors.items()}, about["unlike"])
-        weight, bias = tensors["weight"], tensors["bias"]
+        weight, bias, tuned = tensors["weight"], tensors["bias"], about["protocol"] != "linear"
+        if missing := [key for key in _NEEDED if key not in about]:
+            raise KeyError(", ".join(missing))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ArtifactError(f"{folder}: cannot be read: {type(error).__name__}: {error}") from error
-    reference = load_backbone(folder / REFERENCE) if about["protocol"] != "linear" else None
+    reference = load_backbone(folder / REFERENCE) if tuned else None
     return Model(folder, load_backbone(folder / BACKBONE), weight, bias, unlike, about, reference)

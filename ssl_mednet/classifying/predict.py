@@ -2,81 +2,53 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_mednet.augment.views import resize
 from ssl_mednet.classifying.model import Model, load_model
+from ssl_mednet.classifying.tables import SUFFIXES, Prediction, Predictions, table
 from ssl_mednet.data.schema import CorpusSpec
-from ssl_mednet.data.sources import Source, open_sources
+from ssl_mednet.data.sources import Item, Source, open_sources
 from ssl_mednet.errors import DataError, UnreadableImage, UserError
-from ssl_mednet.files import replacing
 from ssl_mednet.imaging.batch import ImageBatch
 from ssl_mednet.imaging.image import MedicalImage
 from ssl_mednet.imaging.modality import MODALITIES
+from ssl_mednet.imaging.modality import modality as known_modality
 from ssl_mednet.ingesting.rows import fit
 from ssl_mednet.progress import Progress
 
+__all__ = ["Prediction", "Predictions", "predict"]
+
 _BATCH = 64
-SUFFIXES = (".csv", ".json")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of one image.
-
-    Args:
-        file, index: as the user named it, a member of an archive behind ``!``; slice, frame or tile in it, from 0.
-        predicted: class, or classes joined by ``|`` where an image may have several findings; may be none.
-        probabilities: of each class.
-        distance: of its features from the nearest class of the training.
-        unlike: whether that is beyond all but one in a hundred of held-out images: the probabilities mean little then.
-    """
-
-    file: str
-    index: int
-    predicted: str
-    probabilities: dict[str, float]
-    distance: float
-    unlike: bool
-
-
-@dataclass
-class Predictions:
-    """All rows, and what got none.
-
-    Args:
-        refused: file and why; a file may have rows too, those before its damage.
-    """
-
-    rows: list[Prediction] = field(default_factory=list)
-    refused: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def unlike(self) -> int:
-        return sum(row.unlike for row in self.rows)
 
 
 def predict(
-    model: str | Path | Model, files: Sequence[str | Path], out: str | Path | None = None, quiet: bool = False
+    model: str | Path | Model,
+    files: Sequence[str | Path],
+    out: str | Path | None = None,
+    quiet: bool = False,
+    modality: str = "",
 ) -> Predictions:
     """Ask a classifier about images.
 
     Args:
         model: folder of a model, or one that is loaded.
         files: files of any format that is read here, folders, archives, globs.
-        out: where to write them, ``.csv`` or ``.json``. Nothing of a file but its name gets there.
+        out: where to write them, ``.csv`` or ``.json``. Nothing of a file but its name gets there. It is whole or not
+            there; a run that ends early leaves what it has in ``NAME.partial.csv``, as the rows come.
+        modality: of images that do not say their own; by default that of the training, where it had one alone.
 
     Raises:
         ArtifactError: no model there, or a damaged one.
+        DataError: no such modality.
         UserError: no file is named, or ``out`` cannot be written.
     """
     path = None if out is None else Path(out).expanduser()
@@ -84,44 +56,22 @@ def predict(
         raise UserError(f"{path}: predictions are written as {' or '.join(SUFFIXES)}")
     if not files:
         raise UserError("name the files to look at", "ssl-mednet predict --model M FILES...")
+    if modality:
+        known_modality(modality)
     loaded = model if isinstance(model, Model) else load_model(model)
-    found = Predictions()
-    with Progress("predicting", None, "img", quiet) as progress:
-        for batch in _batches(loaded, _sources(files, found), found):
-            found.rows += _ask(loaded, batch)
-            progress.advance(len(batch), f"{found.unlike} unlike the training, {len(found.refused)} refused")
-    if path is not None:
-        with replacing(path) as temporary:
-            text = as_csv(loaded, found) if path.suffix == ".csv" else as_json(loaded, found)
-            temporary.write_text(text, encoding="utf-8")
+    found, unlike = Predictions(), 0
+    with (
+        table(path, loaded, found) if path else nullcontext() as add,
+        Progress("predicting", None, "img", quiet) as progress,
+    ):
+        for batch in _batches(loaded, _sources(files, found), modality, found):
+            rows = _ask(loaded, batch)
+            found.rows += rows
+            if add:
+                add(rows)
+            unlike += sum(row.unlike for row in rows)
+            progress.advance(len(batch), f"{unlike} unlike the training, {len(found.refused)} refused")
     return found
-
-
-def as_csv(model: Model, found: Predictions) -> str:
-    """One line an image, then one a file that got none, with the reason in the last column."""
-    buffer = io.StringIO()
-    head = ["file", "index", "predicted", *(f"p_{c}" for c in model.classes), "distance", "unlike_training", "refused"]
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(head)
-    for row in found.rows:
-        shares = [f"{p:.6f}" for p in row.probabilities.values()]
-        writer.writerow([row.file, row.index, row.predicted, *shares, f"{row.distance:.2f}", int(row.unlike), ""])
-    for file, reason in found.refused:
-        writer.writerow([file, *[""] * (len(head) - 2), reason])
-    return buffer.getvalue()
-
-
-def as_json(model: Model, found: Predictions) -> str:
-    """The rows, what was refused, and what the figures stand on."""
-    content = {
-        "model": model.folder.name,
-        "classes": model.classes,
-        "thresholds": model.about["thresholds"],
-        "unlike_beyond": model.unlike.threshold,
-        "predictions": [vars(row) for row in found.rows],
-        "refused": [{"file": file, "reason": reason} for file, reason in found.refused],
-    }
-    return json.dumps(content, indent=1) + "\n"
 
 
 def _sources(files: Sequence[str | Path], found: Predictions) -> Iterator[Source]:
@@ -135,11 +85,11 @@ def _sources(files: Sequence[str | Path], found: Predictions) -> Iterator[Source
 Named = tuple[str, MedicalImage]
 
 
-def _batches(model: Model, sources: Iterator[Source], found: Predictions) -> Iterator[list[Named]]:
+def _batches(model: Model, sources: Iterator[Source], modality: str, found: Predictions) -> Iterator[list[Named]]:
     held: list[Named] = []
     for source in sources:
-        source.labels = "none"
-        for one in _images(model, source, found):
+        source.labels, source.every = "none", True
+        for one in _images(model, source, modality, found):
             held.append(one)
             if len(held) == _BATCH:
                 yield held
@@ -148,33 +98,68 @@ def _batches(model: Model, sources: Iterator[Source], found: Predictions) -> Ite
         yield held
 
 
-def _images(model: Model, source: Source, found: Predictions) -> Iterator[Named]:
+def _images(model: Model, source: Source, modality: str, found: Predictions) -> Iterator[Named]:
     """The images of a source that the model may be asked about; the others are refused, each file once a reason."""
     about, told = model.about, set[tuple[str, str]]()
     spec = CorpusSpec(about["channels"], about["store_size"], convert=about["convert"])
+    modality = modality or _only(about)
+    seen, refused = False, len(found.refused)
     try:
-        for item in source.items():
+        for item in map(_plain, source.items()):
             try:
-                for image in item.images():
+                for number, image in enumerate(item.images(modality)):
+                    if number == 0 and not modality:
+                        _check_known(item, image, about["modalities"])
                     reason = _mismatch(image, about)
                     if reason and (item.name, reason) not in told:
                         told.add((item.name, reason))
                         found.refused.append((item.name, reason))
                     if not reason:
+                        seen = True
                         yield item.name, fit(item.name, image, spec)
             except UnreadableImage as error:
                 found.refused.append((item.name, _of_model(error.reason, about)))
     except (DataError, OSError) as error:
         found.refused.append((source.spec, str(error).removeprefix(f"{source.spec}: ")))
+    if not seen and len(found.refused) == refused:
+        found.refused.append((source.spec, "holds nothing that can be read as an image"))
+
+
+def _plain(item: Item) -> Item:
+    """Without a modality that says nothing, so that it stands in no other's way."""
+    return replace(item, modality="") if item.modality and _silent(item.modality) else item
+
+
+def _silent(modality: str) -> bool:
+    """Whether a name says nothing of what an image is."""
+    return modality not in MODALITIES or modality.startswith("generic")
+
+
+def _only(about: dict[str, Any]) -> str:
+    """What all images of the training were; empty where they were of several kinds or did not say it."""
+    kinds = about["modalities"]
+    return str(kinds[0]) if len(kinds) == 1 and not _silent(kinds[0]) else ""
+
+
+def _check_known(item: Item, image: MedicalImage, kinds: list[str]) -> None:
+    """Refuse a file that would be read in another way if it were known as CT (Hounsfield units have a window of their
+    own), where the model has seen CT and others.
+
+    Raises:
+        UnreadableImage: so it is; ``image`` is the first in it.
+    """
+    may_be = "ct" in kinds and _silent(image.modality) and image.pixels.dtype == np.uint16
+    if may_be and next(item.images("ct")).quantity == "hu":
+        made = f"the model was made on {', '.join(kinds)}"
+        raise UnreadableImage(item.name, f"does not say whether it is CT, and {made}: say --modality ct or another")
 
 
 def _mismatch(image: MedicalImage, about: dict[str, Any]) -> str:
     """Why the model knows nothing of such images; empty where they or the training do not say what they are."""
-    known = MODALITIES.get(image.modality)
-    silent = known is None or known.name.startswith("generic")
-    if silent or image.modality in about["modalities"] or any(m.startswith("generic") for m in about["modalities"]):
+    kinds = about["modalities"]
+    if _silent(image.modality) or image.modality in kinds or any(map(_silent, kinds)):
         return ""
-    return f"is {image.modality}, the model was made on {', '.join(about['modalities'])}"
+    return f"is {image.modality}, the model was made on {', '.join(kinds)}"
 
 
 def _of_model(reason: str, about: dict[str, Any]) -> str:

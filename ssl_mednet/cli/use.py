@@ -64,6 +64,10 @@ def predict(
     files: Annotated[list[str], typer.Argument(help="Files, folders, archives, globs in quotes.")],
     model: Annotated[Path, typer.Option("--model", "-m", help="Folder of a model, as finetune makes it.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A table, .csv or .json.")] = None,
+    modality: Annotated[
+        str,
+        typer.Option(help="Of images that do not say their own; needed for CT volumes, if the model knows others too."),
+    ] = "",
     quiet: Quiet = False,
 ) -> None:
     """Ask a classifier about images: probabilities, and whether an image is unlike those of the training.
@@ -76,17 +80,18 @@ def predict(
     ssl-mednet predict --model models/mine scan.dcm pictures/ volume.nii.gz more.zip --out predictions.csv
     """
     from ssl_mednet.classifying.model import load_model
-    from ssl_mednet.classifying.predict import as_csv
     from ssl_mednet.classifying.predict import predict as run
+    from ssl_mednet.classifying.tables import as_csv, shown
 
     loaded = load_model(model)
-    found = run(loaded, files, out, quiet)
+    found = run(loaded, files, out, quiet, modality)
     if out is None:
         print(as_csv(loaded, found), end="")
     said = f"{len(found.rows)} images, {found.unlike} unlike the training, {len(found.refused)} refused"
     print(said if out is None else f"{said}: {out}", file=sys.stderr)
     if not found.rows:
-        raise typer.Exit(DataError.exit_code)
+        file, reason = found.refused[0]
+        raise DataError(f"no image got a prediction: {shown(file)}: {reason}")
 
 
 @app.command()

@@ -97,6 +97,8 @@ class Source:
         licence: under which the images may be used, where that is known.
         note: what a reader of scores on this source must know.
         labels, group_field: see :class:`~ssl_mednet.data.schema.CorpusSpec`; set before ``items`` is asked for.
+        every: each image is an item, whatever a ``labels.csv`` names; of the table the modality alone is taken. Set
+            before ``items`` is asked for.
         remarks: name of a file and what is unusual about the series that begins with it (missing or double slices);
             filled while ``items`` goes on. No text of any tag is in it.
 
@@ -111,6 +113,7 @@ class Source:
     note: str = ""
     labels: str = "all"
     group_field: str = ""
+    every: bool = False
 
     def __init__(self, spec: str | Path) -> None:
         self.spec = str(spec)

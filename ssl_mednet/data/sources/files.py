@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -85,6 +85,9 @@ class TreeSource(Source):
         DICOM. Videos and archives come last, as items that cannot be read.
         """
         names = [n for n in self.names() if is_image_name(n)]
+        if self.every:
+            yield from self._every(names)
+            return
         table = self._table()
         if table is None and self._group_column:
             hint = "folder, file, path:REGEX, tag:NAME, or a column of a labels.csv beside the images"
@@ -100,6 +103,21 @@ class TreeSource(Source):
             if name not in said:
                 reason = "labels.csv names it, but there is no such file"
                 yield Item(self._full(name), UnreadableImage(self._full(name), reason))
+        yield from self._passed_over()
+
+    def _every(self, names: list[str]) -> Iterator[Item]:
+        """An item for each of these files; of a table their modality is taken, and it alone gets lost if it is bad."""
+        said: dict[str, dict[str, Any]] = {name: {} for name in names}
+        table = self._table_name()
+        try:
+            for name, row in self._rows(table).items() if table else ():
+                if name in said:
+                    said[name]["modality"] = row.get("modality") or ""
+        except (DataError, OSError) as error:
+            full = self._full(table)
+            yield Item(full, UnreadableImage(full, str(error).removeprefix(f"{full}: ")))
+        for part in self._parts(names):
+            yield from self._arranged(self._stacks(part), said)
         yield from self._passed_over()
 
     def _passed_over(self) -> Iterator[Item]:
@@ -161,23 +179,30 @@ class TreeSource(Source):
 
     def _table(self) -> dict[str, dict[str, str]] | None:
         """The rows of ``labels.csv`` by path, or None where there is none."""
-        tables = [n for n in self.names() if PurePosixPath(n).name == "labels.csv" and n.count("/") <= 1]
-        if not tables:
+        name = self._table_name()
+        if not name:
             return None
-        name = min(tables, key=len)
+        table = self._rows(name, {"label", self._group_column} - {""})
+        bad = {r["split"] for r in table.values() if r.get("split")} - set(SPLIT_NAMES)
+        if bad:
+            raise DataError(f"{self._full(name)}: split is train, val or test, not {sorted(bad)[0]!r}")
+        return table
+
+    def _table_name(self) -> str:
+        """The ``labels.csv`` of this source; empty where it has none."""
+        tables = [n for n in self.names() if PurePosixPath(n).name == "labels.csv" and n.count("/") <= 1]
+        return min(tables, key=len, default="")
+
+    def _rows(self, name: str, wanted: Set[str] = frozenset()) -> dict[str, dict[str, str]]:
+        """The rows of a table by path, relative to this source; it has the columns that are wanted."""
         root = name.rpartition("labels.csv")[0]
         try:
             rows = list(csv.DictReader(io.StringIO(self.read_bytes(name).decode("utf-8-sig"))))
         except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{self._full(name)}: is no CSV table: {error}") from error
-        wanted = {"path", "label", self._group_column} - {""}
-        missing = wanted - set(rows[0] if rows else ())
-        if missing:
+        if missing := (wanted | {"path"}) - set(rows[0] if rows else ()):
             hint = "columns: path,label and, where known, split,group,modality"
             raise DataError(f"{self._full(name)}: no column {' and '.join(sorted(missing))}", hint)
-        bad = {r["split"] for r in rows if r.get("split")} - set(SPLIT_NAMES)
-        if bad:
-            raise DataError(f"{self._full(name)}: split is train, val or test, not {sorted(bad)[0]!r}")
         return {root + r["path"]: r for r in rows if r["path"]}
 
 

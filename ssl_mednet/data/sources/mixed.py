@@ -42,7 +42,7 @@ class MixedSource(Source):
         """
         seen: set[Path] = set()
         for part in self.parts:
-            part.labels, part.group_field = self.labels, self.group_field
+            part.labels, part.group_field, part.every = self.labels, self.group_field, self.every
             for item in part.items():
                 if isinstance(item.content, Path):
                     if item.content in seen:

@@ -1,0 +1,149 @@
+"""What a classifier said of images, and the tables that it is written to while more is asked."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from ssl_mednet.classifying.model import Model
+from ssl_mednet.errors import UserError
+from ssl_mednet.progress import warn
+
+SUFFIXES = (".csv", ".json")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Args:
+        file, index: as the user named it, a member of an archive behind ``!``; slice, frame or tile in it, from 0.
+        predicted: class, or classes joined by ``|`` where an image may have several findings; may be none.
+        probabilities: of each class.
+        distance: of its features from the nearest class of the training.
+        unlike: whether that is beyond all but one in a hundred of held-out images: the probabilities mean little then.
+    """
+
+    file: str
+    index: int
+    predicted: str
+    probabilities: dict[str, float]
+    distance: float
+    unlike: bool
+
+
+@dataclass
+class Predictions:
+    """All rows, and what got none.
+
+    Args:
+        refused: file and why; a file may have rows too, those before its damage.
+    """
+
+    rows: list[Prediction] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def unlike(self) -> int:
+        return sum(row.unlike for row in self.rows)
+
+
+def shown(name: str) -> str:
+    """A name of a file as text that can be written: bytes of it that are not UTF-8 become ``\\udcff`` and the like."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def as_csv(model: Model, found: Predictions) -> str:
+    """One line an image, then one a file that got none, with the reason in the last column."""
+    buffer = io.StringIO()
+    lines = _lines(buffer)
+    lines.writerow(_head(model))
+    lines.writerows(map(_cells, found.rows))
+    lines.writerows(_refused(model, found))
+    return buffer.getvalue()
+
+
+def as_json(model: Model, found: Predictions) -> str:
+    """The rows, what was refused, and what the figures stand on."""
+    content = {
+        "model": model.folder.name,
+        "classes": model.classes,
+        "thresholds": model.about["thresholds"],
+        "unlike_beyond": model.unlike.threshold,
+        "predictions": [vars(row) | {"file": shown(row.file)} for row in found.rows],
+        "refused": [{"file": shown(file), "reason": shown(reason)} for file, reason in found.refused],
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+@contextmanager
+def table(path: Path, model: Model, found: Predictions) -> Iterator[Callable[[Sequence[Prediction]], None]]:
+    """A file of ``found`` that is whole or not there; call what is yielded with the rows as they come.
+
+    Until the end it is ``NAME.partial.csv`` beside ``path``, with all rows so far (JSON gets its rows at the end).
+    Where the block ends badly that stays, if it has a row, and a warning names it.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    partial, streamed = path.with_name(f"{path.stem}.partial{path.suffix}"), path.suffix == ".csv"
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = partial.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    lines = _lines(file)
+
+    def add(rows: Sequence[Prediction]) -> None:
+        if streamed:
+            lines.writerows(map(_cells, rows))
+            file.flush()  # a process that is killed loses none of them
+
+    try:
+        with file:
+            if streamed:
+                lines.writerow(_head(model))
+            try:
+                yield add
+            finally:
+                if streamed:
+                    lines.writerows(_refused(model, found))
+                else:
+                    file.write(as_json(model, found))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        if found.rows:
+            warn(f"ended early: {partial} holds the predictions of {len(found.rows)} images")
+        else:
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def _lines(file: TextIO) -> Any:
+    return csv.writer(file, lineterminator="\n")
+
+
+def _head(model: Model) -> list[str]:
+    return ["file", "index", "predicted", *(f"p_{c}" for c in model.classes), "distance", "unlike_training", "refused"]
+
+
+def _cells(row: Prediction) -> list[Any]:
+    shares = [f"{p:.6f}" for p in row.probabilities.values()]
+    return [shown(row.file), row.index, row.predicted, *shares, f"{row.distance:.2f}", int(row.unlike), ""]
+
+
+def _refused(model: Model, found: Predictions) -> list[list[str]]:
+    blank = [""] * (len(_head(model)) - 2)
+    return [[shown(file), *blank, shown(reason)] for file, reason in found.refused]

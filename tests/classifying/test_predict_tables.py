@@ -1,0 +1,190 @@
+"""No image of a source is left out, and nothing that was computed is lost: odd names, interrupts, a killed process."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+from xray_phantoms import xray
+
+from ssl_mednet import predict
+from ssl_mednet.classifying import predict as verb
+from ssl_mednet.classifying.fit import Fitted
+from ssl_mednet.classifying.predict import Prediction
+from ssl_mednet.cli import app
+from ssl_mednet.errors import DataError, UserError
+
+
+def pictures(root: Path, count: int) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    for n in range(count):
+        Image.fromarray(xray(n)).save(root / f"{n}.png")
+    return root
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "table",
+    [
+        "path,label\n0.png,bright\ngone.png,dark\n",
+        "path,modality\n0.png,xray\n",
+        "path,label,split\n0.png,bright,holdout\n",
+    ],
+)
+def test_every_image_gets_a_row_whatever_a_table_lists(
+    packed: bool, table: str, fitted: Fitted, tmp_path: Path
+) -> None:
+    source = pictures(tmp_path / "new", 3)
+    (source / "labels.csv").write_text(table)
+    if packed:
+        with zipfile.ZipFile(tmp_path / "new.zip", "w") as file:
+            for path in sorted(source.iterdir()):
+                file.write(path, path.name)
+        source = tmp_path / "new.zip"
+    found = predict(fitted.folder, [source], quiet=True)
+    assert [row.file[-5:] for row in found.rows] == ["0.png", "1.png", "2.png"]
+    assert not found.refused
+
+
+def test_images_beside_a_parquet_file_get_rows_too(fitted: Fitted, tmp_path: Path) -> None:
+    source = pictures(tmp_path / "new", 2)
+    inside = {"image": [(source / "0.png").read_bytes()]}
+    pq.write_table(pa.table(inside), source / "more.parquet")
+    (source / "labels.csv").write_text("path,label\n0.png,bright\n")
+    found = predict(fitted.folder, [source], quiet=True)
+    assert [Path(row.file).name for row in found.rows] == ["more.parquet[0]", "0.png", "1.png"]
+
+
+def test_of_a_bad_table_nothing_but_itself_gets_lost(fitted: Fitted, tmp_path: Path) -> None:
+    source = pictures(tmp_path / "new", 2)
+    for bad, reason in ((b"file,label\n0.png,x\n", "no column path"), (b"path\n\xff\xfe\n", "is no CSV table")):
+        (source / "labels.csv").write_bytes(bad)
+        found = predict(fitted.folder, [source], quiet=True)
+        assert len(found.rows) == 2
+        ((file, said),) = found.refused
+        assert file == str(source / "labels.csv")
+        assert said.startswith(reason)
+
+
+def test_a_table_may_say_that_an_image_is_of_another_kind(fitted: Fitted, tmp_path: Path) -> None:
+    source = pictures(tmp_path / "new", 2)
+    (source / "labels.csv").write_text("path,modality\n1.png,mri\n")
+    found = predict(fitted.folder, [source], quiet=True)
+    assert [Path(row.file).name for row in found.rows] == ["0.png"]
+    assert found.refused == [(str(source / "1.png"), "is mri, the model was made on xray")]
+
+
+def test_a_name_that_is_not_utf_8_is_written(fitted: Fitted, tmp_path: Path) -> None:
+    source = pictures(tmp_path / "new", 1)
+    os.rename(os.fsencode(source / "0.png"), os.fsencode(source) + b"/r\xf6ntgen.png")  # noqa: PTH104
+    (source / os.fsdecode(b"l\xe4dt.png")).write_bytes(b"")
+    for suffix in ("csv", "json"):
+        found = predict(fitted.folder, [source], tmp_path / f"p.{suffix}", quiet=True)
+    assert os.fsencode(found.rows[0].file).endswith(b"r\xf6ntgen.png")
+    lines = list(csv.DictReader((tmp_path / "p.csv").read_text(encoding="utf-8").splitlines()))
+    content = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
+    names = [r"r\udcf6ntgen.png", r"l\udce4dt.png"]
+    assert [Path(line["file"]).name for line in lines] == names
+    assert [Path(line["file"]).name for line in content["predictions"] + content["refused"]] == names
+    result = CliRunner().invoke(app, ["predict", str(source), "--model", str(fitted.folder), "--quiet"])
+    assert result.exit_code == 0
+    assert names[0] in result.stdout
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_was_predicted_outlives_the_run(
+    error: type[BaseException],
+    suffix: str,
+    fitted: Fitted,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, partial = tmp_path / f"p.{suffix}", tmp_path / f"p.partial.{suffix}"
+    out.write_text("of an earlier run")
+    (tmp_path / "bad.png").write_bytes(b"")
+    source, asked = pictures(tmp_path / "new", 5), verb._ask
+
+    asks: list[int] = []
+
+    def ask(*args: object) -> list[Prediction]:
+        asks.append(1)
+        if len(asks) > 2:
+            raise error
+        return asked(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(verb, "_BATCH", 2)
+    monkeypatch.setattr(verb, "_ask", ask)
+    with pytest.raises(error):
+        predict(fitted.folder, [tmp_path / "bad.png", source], out, quiet=True)
+    assert out.read_text() == "of an earlier run"
+    assert str(partial) in capsys.readouterr().err
+    if suffix == "csv":
+        files = [line["file"] for line in csv.DictReader(partial.read_text().splitlines())]
+    else:
+        content = json.loads(partial.read_text())
+        files = [line["file"] for line in content["predictions"] + content["refused"]]
+    assert [Path(file).name for file in files] == ["0.png", "1.png", "2.png", "3.png", "bad.png"]
+    monkeypatch.setattr(verb, "_ask", asked)
+    predict(fitted.folder, [source], out, quiet=True)
+    assert not partial.exists()
+    assert "4.png" in out.read_text()
+
+
+def test_rows_are_on_the_disk_as_they_come(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process leaves that nothing can catch: killed, or out of memory."""
+    source, asked, lines = pictures(tmp_path / "new", 6), verb._ask, []
+
+    def ask(*args: object) -> list[Prediction]:
+        lines.append(len((tmp_path / "p.partial.csv").read_text().splitlines()))
+        return asked(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(verb, "_BATCH", 2)
+    monkeypatch.setattr(verb, "_ask", ask)
+    predict(fitted.folder, [source], tmp_path / "p.csv", quiet=True)
+    assert lines[0] <= 1  # the head, which may still wait
+    assert lines[1:] == [3, 5]
+
+
+def test_a_run_without_a_row_leaves_nothing(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object) -> list[Prediction]:
+        raise KeyboardInterrupt
+
+    source = pictures(tmp_path / "new", 1)
+    monkeypatch.setattr(verb, "_ask", ask)
+    with pytest.raises(KeyboardInterrupt):
+        predict(fitted.folder, [source], tmp_path / "p.csv", quiet=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"new"}
+
+
+def test_where_nothing_can_be_written_is_known_before_the_work(fitted: Fitted, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").mkdir()
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "p.csv", tmp_path / "file" / "p.csv"):
+        with pytest.raises(UserError, match="cannot be written"):
+            predict(fitted.folder, [pictures(tmp_path / "new", 1)], out, quiet=True)
+
+
+def test_a_source_without_images_says_so(fitted: Fitted, tmp_path: Path) -> None:
+    for name in ("empty", "text"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "text" / "README").write_text("no image")
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as file:
+        file.writestr("labels.csv", "path,label\n")
+    sources = [tmp_path / "empty", tmp_path / "text", tmp_path / "empty.zip"]
+    found = predict(fitted.folder, sources, quiet=True)
+    assert {file for file, _ in found.refused} >= {str(sources[0]), str(sources[1])}
+    assert dict(found.refused)[str(sources[0])] == "holds nothing that can be read as an image"
+    assert len(found.refused) == 3
+    result = CliRunner().invoke(app, ["predict", str(sources[0]), "--model", str(fitted.folder), "--quiet"])
+    assert isinstance(result.exception, DataError)
+    assert "holds nothing that can be read" in str(result.exception)
