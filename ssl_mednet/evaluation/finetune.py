@@ -51,7 +51,8 @@ class FinetuneSection(Section):
     min_crop: float = Field(0.6, gt=0, le=1, description="smallest share of the image a crop keeps")
     statistics: Literal["auto", "kept", "batch"] = Field(
         "auto",
-        description="of batch normalisation; auto: kept where the head starts as a probe, which was fitted on them",
+        description="of batch normalisation; auto: kept where the head starts as a probe, which was fitted on them, "
+        "and the net is not an untrained one, whose statistics are of nothing",
     )
     class_weights: bool = Field(False, description="rare classes count more: inverse frequency")
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where it is fast")
@@ -192,7 +193,8 @@ class _Run:
             key="finetune.optimizer",
         )
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
-        kept = options.statistics == "kept" or (options.statistics == "auto" and head is not None)
+        fitted = head is not None and not weights.random
+        kept = options.statistics == "kept" or (options.statistics == "auto" and fitted)
         self.kept = [m for m in self.classifier.modules() if kept and isinstance(m, _BatchNorm)]
         self.dtype = _dtype(options.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)

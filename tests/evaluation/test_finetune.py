@@ -133,7 +133,7 @@ def test_a_head_that_starts_as_a_probe_keeps_the_statistics_that_it_was_fitted_o
     statistics: str, kept: tuple[bool, bool], task: LabelledSet
 ) -> None:
     """In batches of a few images batch normalisation moves the features away from a head that knows them."""
-    weights = weights_of("random:test_resnet")
+    weights = replace(weights_of("random:test_resnet"), name="runs/trained")
     before = {k: v.clone() for k, v in weights.model.state_dict().items() if "running" in k}
     for head, same in zip((probe_of(weights, task)[0], None), kept, strict=True):
         net = run(weights, task, head=head, statistics=statistics).classifier.backbone
@@ -142,6 +142,15 @@ def test_a_head_that_starts_as_a_probe_keeps_the_statistics_that_it_was_fitted_o
         assert before.keys() == after.keys()
         assert all(torch.equal(before[k], after[k]) for k in before) == same
         assert not net.training
+
+
+def test_an_untrained_net_has_no_statistics_to_keep(task: LabelledSet) -> None:
+    """Else the baseline would train without batch normalisation, and pretraining would look better than it is."""
+    weights = weights_of("random:test_resnet")
+    before = {k: v.clone() for k, v in weights.model.state_dict().items() if "running" in k}
+    net = run(weights, task, head=probe_of(weights, task)[0]).classifier.backbone
+    assert isinstance(net, nn.Module)
+    assert not any(torch.equal(before[k], v) for k, v in net.state_dict().items() if k in before)
 
 
 def test_a_class_without_training_rows_stays_impossible_and_harmless(task: LabelledSet) -> None:
