@@ -158,7 +158,7 @@ def _check_together(recipe: Recipe) -> Recipe:
     if data.modality and modality(data.modality).channels != data.channels and not data.convert:
         raise RecipeError(f"data.modality {data.modality!r} is {modality(data.modality).channels}, not {data.channels}")
     if backbone.weights:
-        backbone = _started(backbone, data)
+        backbone, data = _started(backbone, data)
     kind = backbone_kind(backbone.name)
     if kind not in method.backbone_kinds:
         wanted = " or ".join(sorted(method.backbone_kinds))
@@ -184,17 +184,25 @@ def _check_together(recipe: Recipe) -> Recipe:
     augment = recipe.augment
     check_augment(augment.policy, data.channels, augment.strength, augment.override)
     filled = {"name": recipe.method.name} | settings.model_dump(mode="json")
-    return recipe.model_copy(update={"method": MethodSection.model_validate(filled), "backbone": backbone})
+    sections = {"method": MethodSection.model_validate(filled), "backbone": backbone, "data": data}
+    return recipe.model_copy(update=sections)
 
 
-def _started(backbone: BackboneSection, data: DataSection) -> BackboneSection:
-    """The section with the architecture of the weights that it starts from."""
-    from ssl_mednet.backbones.start import IMAGENET, start_net
+def _started(backbone: BackboneSection, data: DataSection) -> tuple[BackboneSection, DataSection]:
+    """The sections with what the weights bring along: their architecture, and the size at which a CNN of ours is used.
+
+    A larger size than that of the views stays what it was, unless the recipe says another.
+    """
+    from ssl_mednet.backbones.factory import backbone_kind
+    from ssl_mednet.backbones.start import IMAGENET, start_net, used_size
 
     named = "name" in backbone.model_fields_set or backbone.weights == IMAGENET
     name = backbone.name if named else ""
     own, _ = start_net(backbone.weights, data.channels, data.image_size, name, dict(backbone.args))
-    return backbone.model_copy(update={"name": own})
+    size = used_size(backbone.weights) if backbone_kind(own) == "cnn" else 0
+    if size > data.image_size and "used_size" not in data.model_fields_set:
+        data = data.model_copy(update={"used_size": size})
+    return backbone.model_copy(update={"name": own}), data
 
 
 def model_args(recipe: Recipe) -> dict[str, Any]:

@@ -22,7 +22,11 @@ class DataSection(Section):
     channels: Literal["gray", "color"] = Field("gray", description="one channel or three; other images are skipped")
     image_size: int = Field(64, ge=16, le=1024, description="side of the images the backbone sees, pixels")
     used_size: int = Field(
-        0, ge=0, le=1024, description="side of those the finished backbone wants (a CNN's may be larger); 0: image_size"
+        0,
+        ge=0,
+        le=1024,
+        description="side of those the finished backbone wants (a CNN's may be larger); 0: image_size; "
+        "left out: that of backbone.weights where it is larger",
     )
     store_size: int = Field(0, ge=0, description="longest side kept in the cache, pixels; 0: twice image_size")
     modality: str = Field("", description="modality of images that do not say it themselves")

@@ -16,31 +16,18 @@ _HUB_LICENCES = frozenset(
 
 
 HERE = "PATH_OF_THIS_FOLDER"
+FINETUNED = "fine-tuning with labels"  # the method of weights that a classifier was fine-tuned from
 
 
 def model_card(config: dict[str, Any], place: str = HERE) -> str:
-    """A README for the weights, from their config.
+    """A README for the weights as timm loads them, from their config.
 
     Args:
         place: what the examples call the weights: a path, or a name that this package knows.
     """
-    ours, pre = config["ssl_mednet"], config["ssl_mednet"]["preprocessing"]
-    recipe = ours.get("recipe", {})
-    method = recipe.get("method", {}).get("name", "unknown")
-    title = ours.get("name") or recipe.get("name", config["architecture"])
     timm_place = f'"local-dir:{place}"' if place == HERE else f'"local-dir:" + weights_path("{place}")'
     imports = "" if place == HERE else "from ssl_mednet import weights_path\n"
-    return f"""---
-{front_matter(config)}---
-# {title}
-
-`{config["architecture"]}` pretrained on unlabeled {pre["channels"]} medical images with `{method}`.
-
-| | |
-| --- | --- |
-{_table(config)}
-
-```python
+    usage = f"""```python
 import timm
 {imports}
 model = timm.create_model({timm_place}, pretrained=True)
@@ -49,7 +36,34 @@ from ssl_mednet import load_backbone  # or with the preprocessing attached
 
 model = load_backbone("{place}")
 features = model(model.preprocessing(images))  # images [B, C, H, W] in [0, 1]
-```
+```"""
+    return card(config, usage)
+
+
+def card(
+    config: dict[str, Any], usage: str, library: str = "timm", lead: str = "", more: Iterable[tuple[str, str]] = ()
+) -> str:
+    """A README for weights in any form.
+
+    Args:
+        usage: an example of how they are used, in Markdown.
+        library: what loads them, as hubs call it.
+        lead: the first sentence; by default what they are and how they were trained.
+        more: further rows of the table.
+    """
+    ours = config["ssl_mednet"]
+    title = ours.get("name") or ours.get("recipe", {}).get("name", config["architecture"])
+    return f"""---
+{front_matter(config, library_name=library)}---
+# {title}
+
+{lead or _lead(config)}
+
+| | |
+| --- | --- |
+{_table(config, more)}
+
+{usage}
 {_figures(ours)}{_limits(ours)}
 ## May these weights be published?
 
@@ -57,6 +71,25 @@ features = model(model.preprocessing(images))  # images [B, C, H, W] in [0, 1]
 
 Not a medical device; not for diagnosis. Evaluate on your own data before you draw conclusions.
 """
+
+
+def _lead(config: dict[str, Any]) -> str:
+    ours, name = config["ssl_mednet"], config["architecture"]
+    channels, method = ours["preprocessing"]["channels"], ours.get("recipe", {}).get("method", {}).get("name", "")
+    parent = ours.get("parent", {}).get("weights", "")
+    said = f"`{name}` pretrained on unlabeled {channels} medical images with `{method or 'unknown'}`."
+    if method == FINETUNED:
+        said = f"`{name}` fine-tuned with labels on {channels} medical images" + (
+            f", from {parent}." if parent else "."
+        )
+    elif parent and not method:
+        said = f"`{name}` with the weights of {parent} for {channels} images; nothing was trained on."
+    if ours.get("without_head_for"):
+        said += f"""
+
+This is the backbone of a classifier alone: the head, which tells {", ".join(ours["without_head_for"])} apart, is not in
+here. `ssl-mednet export MODEL --format onnx` takes both."""
+    return said
 
 
 def front_matter(config: dict[str, Any], **more: str) -> str:
@@ -72,11 +105,13 @@ def front_matter(config: dict[str, Any], **more: str) -> str:
         keys = {"license": licence.lower(), **keys}
     elif licence:
         keys = {"license": "other", "license_name": licence.lower().replace(" ", "-").replace(":", "-"), **keys}
-    tags = ["medical-imaging", "self-supervised", "timm", ours["preprocessing"]["channels"]]
+    method = ours.get("recipe", {}).get("method", {}).get("name", "")
+    how = "fine-tuned" if method == FINETUNED else "self-supervised"
+    tags = ["medical-imaging", how, keys["library_name"], ours["preprocessing"]["channels"]]
     return "".join(f"{k}: {v}\n" for k, v in keys.items()) + f"tags: [{', '.join(tags)}]\n"
 
 
-def _table(config: dict[str, Any]) -> str:
+def _table(config: dict[str, Any], more: Iterable[tuple[str, str]]) -> str:
     ours, pre = config["ssl_mednet"], config["ssl_mednet"]["preprocessing"]
     data, parent = ours.get("data", {}), ours.get("parent")
     licences = ", ".join(f"{licence} ({count} images)" for licence, count in data.get("licences", {}).items())
@@ -90,8 +125,9 @@ def _table(config: dict[str, Any]) -> str:
         ("trained on", f"{data.get('source', 'unknown')}: {data.get('images', '?')} images"),
         ("licences of the data", licences or "not stated"),
         ("licence of the weights", ours.get("licence") or "not stated"),
-        ("steps", f"{ours.get('steps', '?')}{_chosen(ours.get('chosen', {}))}"),
+        *([("steps", f"{ours['steps']}{_chosen(ours.get('chosen', {}))}")] if "steps" in ours else []),
         ("sha256", f"`{ours.get('sha256', '')}`"),
+        *more,
     ]
     if parent:
         rows.insert(4, ("started from", f"{parent['weights']} (sha256 `{parent['sha256']}`)"))

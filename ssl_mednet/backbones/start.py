@@ -96,6 +96,17 @@ def start_net(
     return own, args
 
 
+def used_size(weights: str) -> int:
+    """Side in pixels at which these weights see images; 0 for ImageNet's, which say none.
+
+    Raises:
+        ArtifactError: no such weights.
+    """
+    if _from_imagenet(weights):
+        return 0
+    return int(read_config(find_artifact(weights))["ssl_mednet"]["preprocessing"]["image_size"])
+
+
 def load_start(weights: str, channels: str, architecture: str, model_args: dict[str, Any]) -> Start:
     """The tensors of these weights for the net that :func:`start_net` described.
 

@@ -17,6 +17,7 @@ from ssl_mednet.backbones.artifact import (
     save_backbone,
     write_artifact,
 )
+from ssl_mednet.backbones.card import FINETUNED
 from ssl_mednet.backbones.factory import create_backbone
 from ssl_mednet.backbones.start import NOT_STATED, inherited_licences, load_start, start_net
 from ssl_mednet.errors import ArtifactError
@@ -96,7 +97,7 @@ def keep_backbone(base: Base, out: Path, trained: Any, data: dict[str, Any], nam
         return
     provenance = {"name": name, "parent": base.record}
     if trained is not None:
-        provenance |= {"recipe": {"name": name, "method": {"name": "fine-tuning with labels"}}, "data": data}
+        provenance |= {"recipe": {"name": name, "method": {"name": FINETUNED}}, "data": data}
     weights = base.weights
     save_backbone(
         weights.model if trained is None else trained,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -100,7 +100,21 @@ def pretrain(
 
     results = evaluate([result.folder, result.before], data=compare, out=result.folder / "results", quiet=quiet)
     show(results.rows, results.comparisons)
+    if said := _sizes(results.rows):
+        print(said)
     print(f"results:   {results.path}")
+
+
+def _sizes(rows: list[dict[str, Any]]) -> str:
+    """At which sizes the weights in a table saw the images, where they differ; else empty."""
+    from ssl_mednet.evaluation.run import MAJORITY
+    from ssl_mednet.evaluation.weights import short_name
+
+    sizes = {row["weights"]: row["image_size"] for row in rows if row["protocol"] != MAJORITY}
+    if len(set(sizes.values())) < 2:
+        return ""
+    told = ", ".join(f"{short_name(name)} {size} px" for name, size in sizes.items())
+    return f"sizes differ: {told}; some of the difference may come from that"
 
 
 @app.command()

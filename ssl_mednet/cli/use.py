@@ -96,7 +96,7 @@ def predict(
 
 @app.command()
 def export(
-    weights: Annotated[str, typer.Argument(help="A run, a backbone, a name of `list weights`; for onnx a model too.")],
+    weights: Annotated[str, typer.Argument(help="A run, a backbone, a name of `list weights`, a model.")],
     format_: Annotated[str, typer.Option("--format", "-f", help="timm, hf, onnx or zoo.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     licence: Annotated[str, typer.Option(help="Of the weights; by default what those of the data lead to.")] = "",
@@ -106,9 +106,11 @@ def export(
     limits: Annotated[
         list[str] | None, typer.Option("--limit", help="A sentence for the card; may be repeated.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there.")] = False,
 ) -> None:
     """Write weights for another program: timm, a model hub, ONNX; or as weights that are known by name.
+
+    Of a model, a classifier, onnx takes backbone and head; the other formats take the backbone alone.
 
     [bold]Examples[/bold]
 

@@ -10,13 +10,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ssl_mednet.backbones.artifact import find_artifact, read_config, read_state, write_artifact
+from ssl_mednet.backbones.artifact import find_artifact, load_backbone, read_config, read_state, write_artifact
 from ssl_mednet.backbones.card import HERE
 from ssl_mednet.backbones.start import inherited_licences
 from ssl_mednet.backbones.zoo import MAX_BYTES
 from ssl_mednet.catalog.licences import roll_up
-from ssl_mednet.classifying.model import is_model
+from ssl_mednet.classifying.model import BACKBONE, Model, is_model, load_model
 from ssl_mednet.errors import RecipeError, UserError, did_you_mean
+from ssl_mednet.exporting.room import check_room, filled
+from ssl_mednet.exporting.to_onnx import classifier_config, write_onnx
+from ssl_mednet.progress import warn
 
 Format = Literal["timm", "onnx", "hf", "zoo"]
 _HALF = torch.finfo(torch.float16)
@@ -36,16 +39,17 @@ def export(
 
     - ``timm``: ``timm.create_model("local-dir:OUT", pretrained=True)``;
     - ``hf``: the same with a card whose head a model hub reads, ready to upload;
-    - ``onnx``: a graph that takes images in [0, 1] in batches of any size; of a classifier it gives probabilities too;
+    - ``onnx``: a graph that takes images in [0, 1] in batches of any size; of a classifier it gives probabilities too,
+      of which the other formats take the backbone alone;
     - ``zoo``: matrices and kernels in float16, for weights that are known by the name of the folder (put it into
       ``ssl_mednet/zoo`` or a folder in ``$SSL_MEDNET_ZOO``).
 
     Args:
-        weights: a run, an artifact folder, a name of ours; for ``onnx`` the folder of a classifier too.
+        weights: a run, an artifact folder, a name of ours, the folder of a classifier.
         licence: of the weights, an SPDX identifier; by default what the licences of the data lead to.
         results: ``results.json`` files (or their folders) whose figures on these weights the card shows.
         limits: sentences for the card.
-        overwrite: replace what is there.
+        overwrite: replace an export that is there; nothing else is ever replaced.
 
     Returns:
         The folder.
@@ -56,27 +60,27 @@ def export(
     if format not in get_args(Format):
         hint = did_you_mean(format, get_args(Format)) or ", ".join(get_args(Format))
         raise RecipeError(f"--format {format}: no such format", hint)
-    folder = Path(out).expanduser()
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]) and not overwrite:
-        raise UserError(f"{folder}: is there already", "choose another --out, or say --overwrite")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if format == "onnx":
-        from ssl_mednet.exporting.to_onnx import write_onnx
-
-        return write_onnx(weights, folder)
-    if is_model(weights) and format != "onnx":
-        weights = Path(weights) / "backbone"
-    artifact = find_artifact(weights)
+    model = load_model(weights) if is_model(weights) else None
+    artifact = find_artifact(weights if model is None else model.folder / BACKBONE)
+    folder = check_room(out, (weights, artifact), overwrite)
     config = read_config(artifact)
     state = read_state(artifact, config)
+    if model is not None:
+        config = classifier_config(config, model) if format == "onnx" else _without_head(config, model)
     config = _described(config, folder.name if format == "zoo" else "", licence, results, limits)
     if format == "zoo":
         state = {name: halved(tensor) for name, tensor in state.items()}
         size = sum(t.numel() * t.element_size() for t in state.values())
         if size > MAX_BYTES:
             raise UserError(f"{weights}: {size / 1024**2:.0f} MB in float16, an entry of the zoo has at most 16 MB")
-    write_artifact(state, config, folder, folder.name if format == "zoo" else HERE)
-    return folder
+    with filled(folder) as new:
+        if format == "onnx":
+            write_onnx(load_backbone(artifact) if model is None else model, config, new)
+        else:
+            write_artifact(state, config, new, folder.name if format == "zoo" else HERE)
+    if model is not None and format != "onnx":
+        warn(f"{out}: holds the backbone of {weights} alone, not its head; --format onnx takes both")
+    return Path(out).expanduser()
 
 
 def halved(tensor: Tensor) -> Tensor:
@@ -87,6 +91,10 @@ def halved(tensor: Tensor) -> Tensor:
     if tensor.ndim < 2 or not tensor.is_floating_point() or float(tensor.abs().max()) > _HALF.max:
         return tensor
     return tensor.half()
+
+
+def _without_head(config: dict[str, Any], model: Model) -> dict[str, Any]:
+    return config | {"ssl_mednet": config["ssl_mednet"] | {"without_head_for": model.classes}}
 
 
 def _described(

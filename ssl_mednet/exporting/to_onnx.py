@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_mednet.backbones.artifact import Preprocessing, load_backbone
-from ssl_mednet.classifying.model import is_model, load_model, whole_folder
+from ssl_mednet.backbones.artifact import CARD, Preprocessing, sha256
+from ssl_mednet.backbones.card import card
+from ssl_mednet.classifying.model import Model
 from ssl_mednet.errors import ArtifactError
+from ssl_mednet.evaluation.suite import Suite
+from ssl_mednet.exporting.room import ABOUT, GRAPH
+from ssl_mednet.imaging.image import DEFAULT_CT_WINDOW
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
-
-GRAPH, ABOUT, CARD = "model.onnx", "preprocessing.json", "README.md"
 
 
 class _Graph(nn.Module):
@@ -44,11 +46,16 @@ class _Graph(nn.Module):
         return features, torch.sigmoid(logits) if self.many else torch.softmax(logits, dim=1)
 
 
-def write_onnx(weights: str | Path, out: Path) -> Path:
-    """Write ``model.onnx`` and what an image must go through before it, ``preprocessing.json``.
+def write_onnx(source: Model | nn.Module, config: dict[str, Any], out: Path) -> None:
+    """Write ``model.onnx``, what an image must go through before it, ``preprocessing.json``, and a card.
+
+    Args:
+        source: a classifier, or a backbone with its ``preprocessing``.
+        config: what the card says of it; see :func:`classifier_config`.
+        out: a folder that is not there yet.
 
     Raises:
-        ArtifactError: no such weights, or the packages that write ONNX are not there.
+        ArtifactError: the packages that write ONNX are not there.
     """
     try:
         import onnxscript  # noqa: F401
@@ -56,30 +63,77 @@ def write_onnx(weights: str | Path, out: Path) -> Path:
         raise ArtifactError(
             "writing ONNX takes packages that are not installed", 'pip install "ssl-mednet[onnx]"'
         ) from error
-    about: dict[str, Any] = {}
-    head, temperature = None, 1.0
-    if is_model(weights):
-        model = load_model(weights)
-        backbone, head, temperature = model.backbone, (model.weight, model.bias), float(model.about["temperature"])
-        about = {k: model.about[k] for k in ("classes", "multilabel", "thresholds")}
-    else:
-        backbone = load_backbone(weights)
+    model = source if isinstance(source, Model) else None
+    backbone = source if isinstance(source, nn.Module) else source.backbone
+    head = None if model is None else (model.weight, model.bias)
+    said: dict[str, Any] = {} if model is None else model.about
     pre = backbone.preprocessing
     assert isinstance(pre, Preprocessing)
     channels, outputs = CHANNEL_COUNT[pre.channels], ["features"] + (["probabilities"] if head else [])
-    graph = _Graph(backbone, head, temperature, bool(about.get("multilabel"))).eval()
-    about = {
+    graph = _Graph(backbone, head, float(said.get("temperature", 1.0)), bool(said.get("multilabel"))).eval()
+    store_size = said.get("store_size") or max(Suite.model_fields["store_size"].default, pre.image_size)  # as evaluate
+    about: dict[str, Any] = {
         "input": {"name": "images", "shape": ["batch", channels, pre.image_size, pre.image_size], "range": [0.0, 1.0]},
         "outputs": outputs,
-        "resize": "the whole image to a square, bilinear, antialiased",
+        **images_in_words(store_size),
         "normalisation": {"where": "inside the graph", "mean": list(pre.mean), "std": list(pre.std)},
-        **about,
+        **{key: said[key] for key in ("classes", "multilabel", "thresholds") if key in said},
     }
-    with whole_folder(out) as folder:
-        _write_graph(graph, torch.rand(2, channels, pre.image_size, pre.image_size), outputs, folder / GRAPH)
-        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
-        (folder / CARD).write_text(_card(out.name, pre, outputs))
-    return out
+    out.mkdir()
+    _write_graph(graph, torch.rand(2, channels, pre.image_size, pre.image_size), outputs, out / GRAPH)
+    (out / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+    ours = config["ssl_mednet"]
+    rows = [("made from", f"weights with the sha256 `{ours.get('sha256', '')}`")]
+    config = config | {"ssl_mednet": ours | {"sha256": sha256(out / GRAPH)}}
+    lead = "" if model is None else _lead(model)
+    (out / CARD).write_text(card(config, _usage(pre, outputs, store_size), "onnxruntime", lead, rows))
+
+
+def images_in_words(store_size: int) -> dict[str, Any]:
+    """How a file becomes the input of a graph, in the order in which it happens to it here.
+
+    Args:
+        store_size: longest side to which images are shrunk first, pixels.
+    """
+    low, high = DEFAULT_CT_WINDOW
+    return {
+        "shrink": {
+            "longest_side": store_size,
+            "how": "the longest side to at most this many pixels, the other in proportion; never enlarged; Pillow's "
+            "BILINEAR (antialiased), on the values as stored, rounded to whole numbers",
+        },
+        "intensity": {
+            "8 bit": "value / 255",
+            "16 bit, unsigned (PNG, TIFF, npy)": "value / 65535, whatever the largest value in it is",
+            "other numbers (TIFF, npy)": "smallest and largest value of the picture become 0 and 1",
+            "CT in Hounsfield units (DICOM)": "(HU - low) / (high - low), clipped to 0 and 1; low and high are the "
+            f"ends of the first window in the file, where it states none {low:g} and {high:g} HU",
+            "other gray DICOM": "through the modality LUT, then the first VOI LUT or window of the file, whose ends "
+            "become 0 and 1; without either the smallest and largest value over all frames, and of at most 8 bits "
+            "stored without a rescale value / (2^bits - 1); MONOCHROME1 is inverted; all before it is shrunk",
+            "volumes (NIfTI, NRRD, MetaImage)": "percentiles 0.5 and 99.5 of the volume become 0 and 1, clipped; "
+            f"where they are said to be CT, or a classifier knows CT alone, and hold air: {low:g} and {high:g} HU",
+        },
+        "resize": "then the whole image to a square, not in proportion, bilinear, antialiased, on values in [0, 1]",
+    }
+
+
+def classifier_config(config: dict[str, Any], model: Model) -> dict[str, Any]:
+    """The config of a classifier's backbone, made to say what the card says of the classifier.
+
+    Its licence follows from the labelled images and from those behind the weights.
+    """
+    about = model.about
+    of_backbone = ("licence", "figures", "recipe", "steps", "chosen", "without_head_for")
+    ours = {k: v for k, v in config["ssl_mednet"].items() if k not in of_backbone}
+    how = about["protocol"] + (f", {about['measured_on']}" if about["measured_on"] != "test images" else "")
+    figures = [
+        {"task": about["data"]["source"], "protocol": how, "metric": name, "n": about["n"], **about["metrics"][name]}
+        for name in ("auroc", "balanced_accuracy")
+        if name in about["metrics"]
+    ]
+    ours |= {"name": model.folder.resolve().name, "data": about["data"], "parent": about["weights"], "figures": figures}
+    return config | {"ssl_mednet": ours}
 
 
 def _write_graph(graph: nn.Module, example: Tensor, outputs: list[str], path: Path) -> None:
@@ -103,17 +157,20 @@ def _write_graph(graph: nn.Module, example: Tensor, outputs: list[str], path: Pa
         logging.getLogger("torch.onnx").setLevel(level)
 
 
-def _card(name: str, pre: Preprocessing, outputs: list[str]) -> str:
-    return f"""# {name}
+def _lead(model: Model) -> str:
+    kinds = ", ".join(model.about["modalities"])
+    return f"Tells {', '.join(model.classes)} apart in {model.about['channels']} images ({kinds}), backbone and head."
 
-```python
+
+def _usage(pre: Preprocessing, outputs: list[str], store_size: int) -> str:
+    side = f"{pre.image_size} x {pre.image_size}"
+    shape = f"float32 [B, {CHANNEL_COUNT[pre.channels]}, {pre.image_size}, {pre.image_size}] in [0, 1]"
+    return f"""```python
 import onnxruntime
+
 session = onnxruntime.InferenceSession("{GRAPH}")
-{", ".join(outputs)} = session.run(None, {{"images": images}})  # float32 [B, {CHANNEL_COUNT[pre.channels]}, \
-{pre.image_size}, {pre.image_size}] in [0, 1]
+{", ".join(outputs)} = session.run(None, {{"images": images}}){"[0]" if len(outputs) == 1 else ""}  # {shape}
 ```
 
-`{ABOUT}` says how an image becomes that; the normalisation is inside the graph.
-
-Not a medical device; not for diagnosis.
-"""
+An image is shrunk to a longest side of {store_size} pixels, its values go to [0, 1] by their depth, window or
+Hounsfield units, and the whole is resized to {side}: `{ABOUT}` says how. The normalisation is inside the graph."""

@@ -20,7 +20,7 @@ from torch import nn
 
 from ssl_mednet.backbones.artifact import Preprocessing, save_backbone
 from ssl_mednet.backbones.factory import create_backbone
-from ssl_mednet.backbones.start import IMAGENET, Start
+from ssl_mednet.backbones.start import IMAGENET, Start, used_size
 from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.data.loader import BatchStream
@@ -125,7 +125,7 @@ def fit(job: Job, world: World, quiet: bool) -> Result:
         update = describe_update(recipe, world)
         write_header(recipe, folder, corpus, policies, update)
         if not quiet:
-            print(*words(recipe, module.method, update), sep="\n", file=sys.stderr)
+            print(*words(recipe, module.method, update), *_sizes(recipe), sep="\n", file=sys.stderr)
     trained_on, train = describe_data(corpus, rows), recipe.train
     bar = ProgressBar(recipe.name, quiet)
     bad_steps = BadSteps(folder, train.max_bad_steps, trained_on)
@@ -149,6 +149,15 @@ def fit(job: Job, world: World, quiet: bool) -> Result:
             _finish(job, rows, encoder, preprocessing, monitor, checkpoints, begin)
     done = corpus.meta["skipped"], bar.images_per_second, policies, rotten.count, module.skipped_steps
     return Result(folder, steps, len(rows), *done, before=_before(recipe))
+
+
+def _sizes(recipe: Recipe) -> list[str]:
+    """What a person should know of sizes where the finished backbone sees another one than training does."""
+    data, weights = recipe.data, recipe.backbone.weights
+    if data.used_size in (0, data.image_size):
+        return []
+    why = f", as {weights} does" if weights and data.used_size == used_size(weights) else ""
+    return [f"data.used_size: views have {data.image_size} px, the finished backbone sees {data.used_size} px{why}"]
 
 
 def _before(recipe: Recipe) -> str:
