@@ -89,6 +89,8 @@ class Hand:
                     self.drop()
                     raise _Lost(_read(beat.name)[0], "its reader ended the process (a crash in a decoder)") from error
                 except Waited:
+                    if self.closed:  # a pool that is shut down at a bad moment leaves its work undone, and says nothing
+                        raise _Lost(last[0], "the work was ended") from None
                     if (now := _read(beat.name)) != last:
                         last, since = now, time.monotonic()
                     elif time.monotonic() - since > (job.timeout if last[0] >= 0 else _TO_START):

@@ -17,7 +17,7 @@ from PIL import Image
 from ssl_mednet import export, finetune, load_backbone
 from ssl_mednet.augment.views import resize
 from ssl_mednet.backbones import Preprocessing, backbone_args, create_backbone, save_backbone
-from ssl_mednet.backbones.artifact import read_config, sha256
+from ssl_mednet.backbones.artifact import find_artifact, read_config, sha256
 from ssl_mednet.classifying.model import load_model
 from ssl_mednet.data.corpus import CorpusSpec, open_corpus
 from ssl_mednet.errors import ArtifactError, RecipeError, UserError
@@ -105,7 +105,9 @@ def test_the_card_of_a_graph_has_an_example_that_runs_licence_limits_and_figures
     assert (head["license"], head["library_name"]) == ("cc-by-nc-sa-4.0", "onnxruntime")
     assert "| licence of the weights | CC-BY-NC-SA-4.0 |" in card
     assert "| pbc_blood | linear | auroc | 0.997" in card
-    assert "no endoscopy, no fundus" in card
+    limits = read_config(find_artifact("color-mednet-tiny"))["ssl_mednet"]["limits"]
+    assert len(limits) > 2
+    assert all(f"- {limit}" in card for limit in limits)
     weights = artifact(tmp_path / "backbone", "test_resnet")
     row = {"weights_sha256": read_config(weights)["ssl_mednet"]["sha256"], "labels": 1.0, "task": "brain", "n": 9}
     row |= {"protocol": "linear", "metrics": {"auroc": {"value": 0.912, "low": 0.9, "high": 0.92}}}

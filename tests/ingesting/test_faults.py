@@ -9,9 +9,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from ingest_helpers import TrapSource, numbers, same_content, table, write_pictu
 from ssl_mednet.data.corpus import Corpus, CorpusSpec
 from ssl_mednet.data.schema import WORK, is_corpus
 from ssl_mednet.data.sources import open_sources
-from ssl_mednet.errors import DataError
+from ssl_mednet.errors import DataError, IngestError
+from ssl_mednet.ingesting import hands
 from ssl_mednet.ingesting.chunks import Chunk, Job, chunks
 from ssl_mednet.ingesting.rows import Record
 from ssl_mednet.ingesting.run import Way, ingest, ingest_opened
@@ -242,6 +245,34 @@ def test_ctrl_c_ends_soon_and_the_next_run_goes_on(tmp_path: Path) -> None:
     assert done >= 1
     ingest(source, tmp_path / "out", quiet=True)
     assert numbers(tmp_path / "out") == list(range(20_000))
+
+
+def test_who_waits_for_work_that_was_ended_waits_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that is shut down while its thread begins leaves futures that nobody will ever finish."""
+
+    class Mute:
+        def __init__(self, **settings: object) -> None: ...
+
+        def submit(self, *work: object) -> Future[None]:
+            return Future()
+
+        def shutdown(self, **how: object) -> None: ...
+
+    monkeypatch.setattr(hands, "ProcessPoolExecutor", Mute)
+    job = Job("nowhere", CorpusSpec("gray", 32), (), b"", 600.0)
+    hand, said = hands.Hand(), []
+
+    def work() -> None:
+        with pytest.raises(IngestError) as caught:
+            hand.work(job, Chunk(0, 0, ()))
+        said.append(caught.value.hint)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    time.sleep(0.3)
+    hand.close()
+    thread.join(timeout=20)
+    assert said == ["the work was ended"]
 
 
 @pytest.fixture
