@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ssl_mednet.classifying.folds import CrossValidated, _folds, cross_validate
+from ssl_mednet.classifying.folds import CrossValidated, _at_prior, _folds, cross_validate
 from ssl_mednet.errors import DataError
 from ssl_mednet.probe import DEFAULT_STRENGTHS, METRICS, fit_temperature, with_temperature
 
@@ -52,6 +52,14 @@ def test_scores_of_noise_are_a_coin_though_groups_have_one_class() -> None:
         x = rng.normal(size=(24, 8))[groups] + 0.3 * rng.normal(size=(144, 8))
         values.append(roc_auc_score(labels, validated(x, labels, groups).scores[:, 1]))
     assert 0.4 < np.mean(values) < 0.6
+
+
+def test_a_probe_that_knows_the_frequencies_alone_says_those_of_all_rows() -> None:
+    labels, fitted = np.repeat([0, 1, 2], [50, 30, 20]), np.repeat([0, 1], [40, 10])
+    moved = _at_prior(np.tile([0.8, 0.2, 0.0], (4, 1)), fitted, labels)
+    np.testing.assert_allclose(moved, np.tile([0.625, 0.375, 0.0], (4, 1)))  # the third was never seen
+    findings, few = np.stack([labels == 0, labels == 1], axis=1).astype(int), np.eye(2, dtype=int)[fitted]
+    np.testing.assert_allclose(_at_prior(np.tile([0.8, 0.2], (4, 1)), few, findings), np.tile([0.5, 0.3], (4, 1)))
 
 
 @pytest.mark.parametrize("counts", [[50, 50], [47, 53], [40, 60], [60, 20, 10]])
