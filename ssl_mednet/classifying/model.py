@@ -16,13 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ssl_mednet.backbones.artifact import Preprocessing, load_backbone, sha256
+from ssl_mednet.backbones.artifact import CARD, Preprocessing, load_backbone, sha256
 from ssl_mednet.classifying.unlike import Unlike
 from ssl_mednet.errors import ArtifactError, UserError
 from ssl_mednet.files import write_json
 
 FORMAT = 1
 MODEL, HEAD, BACKBONE, REFERENCE, RESULTS = "model.json", "head.safetensors", "backbone", "reference", "results"
+_ENTRIES = frozenset({MODEL, HEAD, BACKBONE, REFERENCE, RESULTS, CARD})
 _NEEDED = ("classes", "multilabel", "temperature", "thresholds", "channels", "modalities", "convert", "store_size")
 
 
@@ -87,28 +88,35 @@ def check_room(out: str | Path, overwrite: bool) -> Path:
     """The folder that may be written.
 
     Raises:
-        UserError: something is there already and may not be replaced, or is nothing of ours.
+        UserError: something is there already and may not be replaced, or is not all of it a model.
     """
     folder = Path(out).expanduser().resolve()
     if folder.is_dir() and not any(folder.iterdir()):
         return folder
     if folder.exists() and not overwrite:
         raise UserError(f"{folder}: is there already", "choose another --out, or say --overwrite")
-    if folder.exists() and not (folder / MODEL).is_file():
+    if not folder.exists():
+        return folder
+    if not (folder / MODEL).is_file():
         raise UserError(f"{folder}: is no model, it will not be overwritten", "choose another --out")
+    if more := sorted({path.name for path in folder.iterdir()} - _ENTRIES):
+        raise UserError(f"{folder}: holds {more[0]} beside a model, it will not be overwritten", "choose another --out")
     return folder
 
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that takes its place when the block ends well; what was there stays until then."""
-    temporary = out.with_name(f".{out.name}.partial")
+    temporary, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            out.rename(old)
         temporary.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

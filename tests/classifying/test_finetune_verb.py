@@ -119,7 +119,13 @@ def test_nothing_is_overwritten_unless_it_is_said(backbone: Path, labelled: Path
     with pytest.raises(ArtifactError):
         finetune("nowhere", labelled, out, "linear", overwrite=True, quiet=True)
     load_model(out)  # what was there is whole
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds notes\.txt beside a model"):
+        finetune(backbone, labelled, out, "linear", overwrite=True, quiet=True)
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
     finetune(backbone, labelled, out, "linear", overwrite=True, quiet=True)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".m")] == []
 
 
 def test_a_damaged_model_is_refused(backbone: Path, labelled: Path, tmp_path: Path) -> None:
