@@ -17,6 +17,7 @@ from ssl_mednet.registry import Registry
 
 Turns = Literal["none", "lateral", "free"]
 Meaning = Literal["quantitative", "relative", "stain", "color", "natural"]
+STRENGTH, MOST_STRENGTH = "strength", 2  # the key of an override, and what it may be at most
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,15 @@ def build(name: str, strength: float, override: dict[str, Any] | None = None) ->
 
     Args:
         strength: scales every range; 0 leaves the crop.
-        override: what a recipe says differently: any field of :class:`Policy`, ``geometry`` and ``ops`` key by key; an
-            op given as None is taken out, a new one comes last.
+        override: what a recipe says differently: any field of :class:`Policy`, ``geometry`` and ``ops`` key by key (an
+            op given as None is taken out, a new one comes last), and ``strength``, of this policy alone.
 
     Raises:
         RecipeError: an unknown name, a setting that is not there, or a color op on gray images.
     """
-    policy = overridden(name, POLICIES.get(name), override or {})
+    override = dict(override or {})
+    strength = _strength(override.pop(STRENGTH, strength), f"augment.override.{name}.{STRENGTH}")
+    policy = overridden(name, POLICIES.get(name), override)
     stages: dict[str, list[Slot]] = {"window": [], "source": [], "view": []}
     used = 0
     for op_name, settings in policy.ops.items():
@@ -124,7 +127,8 @@ def overridden(name: str, policy: Policy, override: dict[str, Any]) -> Policy:
     for key, value in override.items():
         where = f"augment.override.{name}.{key}"
         if key not in fields:
-            raise RecipeError(f"{where}: no such setting", f"{did_you_mean(key, fields)} allowed: {', '.join(fields)}")
+            known = [*fields, STRENGTH]
+            raise RecipeError(f"{where}: no such setting", f"{did_you_mean(key, known)} allowed: {', '.join(known)}")
         if key == "turns":
             if value not in FLIPS:
                 raise RecipeError(f"{where}: one of {', '.join(FLIPS)}, not {value!r}")
@@ -173,6 +177,12 @@ def check_augment(chosen: str, channels: str, strength: float, override: dict[st
         if POLICIES.get(name).channels != channels:
             raise RecipeError(f"policy {name!r} is for {POLICIES.get(name).channels} images, the data is {channels}")
         build(name, strength or 1.0, override.get(name))
+
+
+def _strength(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_STRENGTH:
+        raise RecipeError(f"{where}: a number from 0 to {MOST_STRENGTH}, not {value!r}")
+    return float(value)
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssl_mednet.augment.ops import MASKS
-from ssl_mednet.augment.policy import POLICIES, check_augment, overridden
+from ssl_mednet.augment.policy import POLICIES, build, check_augment, overridden
 from ssl_mednet.augment.views import ViewMaker, resize
 from ssl_mednet.draws import Draws
 from ssl_mednet.errors import RecipeError
@@ -253,6 +253,14 @@ def test_what_cannot_act_is_refused_when_the_recipe_is_read() -> None:
         ("by_modality", "gray", {"xray": {"opps": {}}}, "did you mean 'ops'"),
         ("by_modality", "gray", {"xray": {"turns": "left"}}, "one of none, lateral, free"),
         ("by_modality", "gray", {"xray": {"mask": "fann"}}, "did you mean 'fan'"),
+        ("by_modality", "gray", {"xray": {"strengt": 1}}, "did you mean 'strength'"),
+        (
+            "by_modality",
+            "gray",
+            {"xray": {"strength": 3}},
+            "augment.override.xray.strength: a number from 0 to 2, not 3",
+        ),
+        ("by_modality", "gray", {"xray": {"strength": True}}, "a number from 0 to 2, not True"),
         ("by_modality", "gray", {"xrya": {}}, "did you mean 'xray'"),
         ("by_modality", "gray", {"blood": {}}, "no image gets this policy"),
         ("by_modality", "gray", {"xray": {"ops": {"kornia.RandomGama": {}}}}, "no intensity augmentation of kornia"),
@@ -272,6 +280,14 @@ def test_overrides_change_a_policy_key_by_key() -> None:
     assert "gaussian_blur" not in changed.ops
     assert (changed.geometry.quarter_turns, changed.geometry.rotate) == (True, plain.geometry.rotate)
     assert POLICIES.get("xray") is plain
+
+
+def test_one_policy_may_be_stronger_than_the_others() -> None:
+    alone = build("xray", 0.5, {"strength": 1, "crop": 0.4})
+    assert (alone.geometry, alone.crop) == (build("xray", 1.0).geometry, 0.4)
+    assert [slot.op.strength for slot in alone.view] == [1.0] * len(alone.view)
+    assert build("xray", 0.5, {"strength": 0}).view == []
+    assert build("mri", 0.5).geometry == POLICIES.get("mri").geometry.scaled(0.5)
 
 
 def test_quantities_and_sides_are_left_alone_by_default() -> None:
