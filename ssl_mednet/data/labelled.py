@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +55,25 @@ class LabelledSet:
 
     @property
     def grouped(self) -> bool:
-        """Whether the test rows have groups, so that intervals may be drawn by group."""
-        return bool((self.groups[self.splits["test"]] >= 0).all())
+        """Whether test rows have groups, so that intervals are drawn by group; a row without one stands alone."""
+        return bool((self.groups[self.splits["test"]] >= 0).any())
+
+    @property
+    def ungrouped(self) -> int:
+        """Test rows without a group."""
+        return int((self.groups[self.splits["test"]] < 0).sum())
+
+
+def task_names(sources: Sequence[str]) -> list[str]:
+    """What sets are called: each by the stem of its source, or where several have the same one by the whole source."""
+    stems = [_stem(source) for source in sources]
+    said = [stem if stems.count(stem) == 1 else source for stem, source in zip(stems, sources, strict=True)]
+    before = [said[:number].count(name) for number, name in enumerate(said)]
+    return [f"{name} ({count + 1})" if count else name for name, count in zip(said, before, strict=True)]
+
+
+def _stem(source: str) -> str:
+    return Path(source.partition("?")[0]).name.split(".")[0]
 
 
 def open_labelled(source: str | Path, spec: CorpusSpec, quiet: bool = False, *, ordinal: bool = False) -> LabelledSet:
@@ -68,7 +86,7 @@ def open_labelled(source: str | Path, spec: CorpusSpec, quiet: bool = False, *, 
         DataError: no labels, one class only, a split without rows, or a group on both sides of a split.
     """
     corpus = open_corpus(source, spec, quiet)
-    labels, name = corpus.label, Path(str(source).split("?")[0]).name.split(".")[0]
+    labels, name = corpus.label, _stem(str(source))
     has_label = np.asarray((labels >= 0).all(axis=1) if labels.ndim == 2 else labels >= 0)
     if not has_label.any() or not corpus.classes:
         hint = "a labels.csv with path,label, one folder a class, or an npz with train_labels"

@@ -31,7 +31,9 @@ from ssl_mednet.probe import (
     with_temperature,
 )
 
-FORMAT = 2  # part of a row's key: rows computed another way are never taken up
+# Part of a row's key: rows computed another way are never taken up. To be raised with every change of rules that
+# changes figures; tests/evaluation/test_golden.py notices.
+FORMAT = 3
 RESULTS, COMPARISONS, PREDICTIONS = "results.json", "comparisons.json", "predictions"
 REPORTED = ("auroc", "average_precision", "accuracy", "balanced_accuracy", "macro_f1", "ece")
 OF_DRAWS = ("auroc", "accuracy", "balanced_accuracy")  # of many fits, whose calibration nobody asks for
@@ -99,6 +101,7 @@ def describe(task: LabelledSet) -> Row:
         "modalities": task.corpus.modalities(task.splits["test"]),
         "n_val": len(task.splits["val"]),
         "grouped": task.grouped,
+        "ungrouped": task.ungrouped,
         "splits_made": list(task.made),
         "source": task.source,
         "data_fingerprint": task.fingerprint,
@@ -230,12 +233,17 @@ def compare(rows: list[Row], store: Store) -> list[dict[str, Any]]:
                     a, b = store.resampled(first, metric), store.resampled(other, metric)
                     result = difference(a, b, higher_is_better=metric != "balanced_error")
                     names = {"metric": metric, "a": first["weights"], "b": other["weights"]}
-                    task, protocol, labels, shots, seed = what
-                    said = {"task": task, "protocol": protocol, "labels": labels or None, "shots": shots or None}
+                    _, protocol, labels, shots, seed = what
+                    said = {
+                        "task": first["task"],
+                        "protocol": protocol,
+                        "labels": labels or None,
+                        "shots": shots or None,
+                    }
                     found.append(said | {"seed": seed} | names | asdict(result))
     return found
 
 
-def _what(row: Row) -> tuple[str, str, float, int, int]:
+def _what(row: Row) -> tuple[tuple[str, str], str, float, int, int]:
     """What was done, apart from the weights."""
-    return row["task"], row["protocol"], row["labels"] or 0.0, row["shots"] or 0, row["seed"]
+    return (row["task"], row["data_fingerprint"]), row["protocol"], row["labels"] or 0.0, row["shots"] or 0, row["seed"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import nn
 from ssl_mednet import __version__
 from ssl_mednet.backbones.artifact import Preprocessing
 from ssl_mednet.data.corpus import CorpusSpec
-from ssl_mednet.data.labelled import LabelledSet, open_labelled
+from ssl_mednet.data.labelled import LabelledSet, open_labelled, task_names
 from ssl_mednet.errors import ArtifactError, DataError, RecipeError, UserError
 from ssl_mednet.evaluation.bench import PROTOCOLS, Bench, Job
 from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
@@ -84,7 +85,7 @@ def evaluate(
     store = Store(folder)
     rows: list[Row] = []
     failed: dict[str, UserError] = {}
-    for section in plan.sets:
+    for section, name in zip(plan.sets, task_names([s.source for s in plan.sets]), strict=True):
         kind = channels if section.channels == "auto" else section.channels
         try:
             loaded = list(load_weights(names, kind, plan.image_size, plan.seeds[0]))
@@ -93,16 +94,26 @@ def evaluate(
             failed[section.source] = error
             log.warning("%s is left out: %s", section.source, error)
             continue
-        rows += _evaluate_set(task, loaded, names, plan, store, device, quiet)
+        rows += _evaluate_set(replace(task, name=name), loaded, names, plan, store, device, quiet)
         write_json(folder / RESULTS, rows)
     if not rows:
         raise next(iter(failed.values()))
     comparisons = compare(rows, store)
     write_json(folder / RESULTS, rows)
     write_json(folder / COMPARISONS, comparisons)
-    command = f"ssl-mednet evaluate --weights {' '.join(names)} --suite {plan.name}"
-    write_json(folder / RUN, session(command, plan, began))
+    write_json(folder / RUN, session(_command(names, suite, data, plan, overrides or []), plan, began))
     return Results(rows, folder / RESULTS, comparisons, {k: str(e) for k, e in failed.items()})
+
+
+def _command(
+    names: list[str], suite: Any, data: list[str] | str | Path | None, plan: Suite, overrides: list[str]
+) -> str:
+    """What a reader types to get these rows; a suite that was given as a dictionary goes by its name."""
+    if data is None:
+        what = ["--suite", plan.name if isinstance(suite, dict) else str(suite)]
+    else:
+        what = ["--data", *([str(data)] if isinstance(data, str | Path) else map(str, data))]
+    return shlex.join(["ssl-mednet", "evaluate", "--weights", *names, *what, *overrides])
 
 
 def open_set(section: SetSection, channels: str, plan: Suite, quiet: bool, seen: int = 0) -> LabelledSet:

@@ -16,6 +16,7 @@ from ssl_mednet.evaluation.weights import short_name
 _WIDTH = 22  # of a name, characters
 _NO_GROUPS = "the set names no groups"
 _FINETUNED = {"linear_then_finetune": "probe, then finetune", "few_shot_finetune": "probe, then finetune"}
+_MARKS = {"better": "-", "worse": "+"}  # of the first weights over these
 _TURNED = {"better": "worse", "worse": "better", "cannot tell": "unclear"}  # what A is to B, and what B is to A
 
 
@@ -29,9 +30,9 @@ def show(rows: list[Row], comparisons: list[dict[str, Any]] | None = None, conso
     for task, of_task in groupby(rows, key=lambda r: r["task"]):
         own = list(of_task)
         console.print(_full_table(task, own, comparisons or []))
-        fewer = [r for r in own if "draws" in r or (r["labels"] or 1.0) < 1]
+        fewer = [r for r in own if r["shots"] or (r["labels"] or 1.0) < 1]
         if fewer:
-            console.print(_fewer_labels(fewer))
+            console.print(_fewer_labels(fewer, comparisons or []))
         robust = [r for r in own if r["protocol"] == "robustness"]
         if robust:
             console.print(_robustness(robust))
@@ -54,19 +55,28 @@ def _full_table(task: str, rows: list[Row], comparisons: list[dict[str, Any]]) -
     return table
 
 
-def _fewer_labels(rows: list[Row]) -> Table:
-    """AUROC by the number of labels, a line for each backbone and way to probe it."""
+def _fewer_labels(rows: list[Row], comparisons: list[dict[str, Any]]) -> Table:
+    """AUROC by the number of labels, a line for each backbone and way to probe it, with a mark where it differs."""
     amounts = sorted({_amount(r) for r in rows}, key=lambda a: (a[0] == 0, a))
     title = "fewer labels: AUROC by labels a class, or by share of all labels"
     drawn = max((r["draws"] for r in rows if "draws" in r), default=0)
-    caption = f"mean over {drawn} draws of the labels, the same for all weights" if drawn else "one draw of the labels"
+    caption = f"mean over {drawn} draws of the labels, the same for all weights" if drawn > 1 else ""
+    if any("draws" not in r for r in rows):
+        caption += f"{'; ' if caption else ''}fine-tuned: one draw of the labels"
+    elif not caption:
+        caption = "one draw of the labels"
+    verdicts = {id(row): _MARKS.get(_compared(row, comparisons), "") for row in rows}
+    if any(verdicts.values()):
+        caption += "; + better, - worse than the first weights, by the 95 % interval of the paired difference"
     caption += "" if rows[0]["grouped"] else f"; {_NO_GROUPS}"
     table = _table(title, caption, "weights", "probe")
     for shots, share in amounts:
         table.add_column(str(shots) if shots else f"{100 * share:g} %", no_wrap=True)
     lines: dict[tuple[str, str], dict[tuple[int, float], str]] = {}
     for row in rows:
-        lines.setdefault((_name(row), _probe(row)), {})[_amount(row)] = _three(row["metrics"]["auroc"]["value"])
+        lines.setdefault((_name(row), _probe(row)), {})[_amount(row)] = (
+            _three(row["metrics"]["auroc"]["value"]) + verdicts[id(row)]
+        )
     for named, values in lines.items():
         table.add_row(*named, *(values.get(amount, "") for amount in amounts))
     return table
@@ -103,11 +113,16 @@ def _amount(row: Row) -> tuple[int, float]:
 
 
 def _verdict(row: Row, comparisons: list[dict[str, Any]]) -> str:
-    """How the row compares with the first weights by AUROC; comparisons are told from the other side."""
+    """How the row compares with the first weights by AUROC."""
+    return _TURNED.get(_compared(row, comparisons), "")
+
+
+def _compared(row: Row, comparisons: list[dict[str, Any]]) -> str:
+    """How the first weights compare with the row by AUROC; empty where they were not compared."""
     same = ("task", "protocol", "labels", "shots", "seed")
     for c in comparisons:
         if c["b"] == row["weights"] and c["metric"] == "auroc" and all(c[k] == row[k] for k in same):
-            return _TURNED[c["verdict"]]
+            return str(c["verdict"])
     return ""
 
 
@@ -125,7 +140,10 @@ def _three(value: float) -> str:
 
 
 def _intervals(row: Row) -> str:
-    return f"95 % intervals by bootstrap over {'groups' if row['grouped'] else f'images: {_NO_GROUPS}'}"
+    if not row["grouped"]:
+        return f"95 % intervals by bootstrap over images: {_NO_GROUPS}"
+    alone = f", {row['ungrouped']} images without one alone" if row["ungrouped"] else ""
+    return f"95 % intervals by bootstrap over groups{alone}"
 
 
 def _caption(row: Row) -> str:

@@ -5,7 +5,8 @@
 
 A column is a protocol with a share of the labels (``0.1``) or labels a class (``10``). A cell is the value on the test
 split with its 95 % interval (without with ``--short``), of several seeds the mean (lowest to highest). Differences are
-those of the first weights of each folder to others, as ``ssl-mednet evaluate`` compared them.
+those of the first weights of each folder to others, as ``ssl-mednet evaluate`` compared them. What lies in two folders
+counts once, and must be the same in both.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def amount(text: str) -> Amount:
 
 def collected(folders: list[Path], against: str) -> dict[Key, dict[Amount, list[dict[str, float]]]]:
     """``value``, ``low`` and ``high`` of every seed, by set and weights (or pair of weights), then by amount."""
-    found: dict[Key, dict[Amount, list[dict[str, float]]]] = {}
+    found: dict[Key, dict[Amount, dict[int, dict[str, float]]]] = {}
     for folder in folders:
         entries: list[dict[str, Any]] = json.loads(
             (folder / ("comparisons.json" if against else "results.json")).read_text()
@@ -39,15 +40,18 @@ def collected(folders: list[Path], against: str) -> dict[Key, dict[Amount, list[
             name = entry["a"] if against else entry["weights"]
             what = entry["protocol"], entry["labels"] if entry["shots"] is None else None, entry["shots"]
             value = entry if against else entry["metrics"].get("auroc")
-            if value is not None and name != "baseline:majority":
-                found.setdefault((entry["task"], name), {}).setdefault(what, []).append(value)
-    return found
+            if value is None or name == "baseline:majority":
+                continue
+            seeds = found.setdefault((entry["task"], name), {}).setdefault(what, {})
+            if seeds.setdefault(entry["seed"], value)["value"] != value["value"]:
+                raise SystemExit(f"{folder}: {entry['task']}, {name}, {what} is another figure in a folder before it")
+    return {key: {what: list(seeds.values()) for what, seeds in row.items()} for key, row in found.items()}
 
 
 def number(value: float) -> str:
-    """``.951``, ``-.009``, ``1.000``"""
-    text = f"{abs(value):.3f}"
-    return ("-" if value < 0 and float(text) else "") + (text.removeprefix("0") if abs(value) < 0.9995 else text)
+    """``.951``, ``-.009``, ``1.000``; a fourth digit where three would be zero, for that is what readers look for."""
+    text = f"{abs(value):.3f}" if abs(value) >= 0.0005 or value == 0 else f"{abs(value):.4f}"
+    return ("-" if value < 0 else "") + (text.removeprefix("0") if abs(value) < 0.9995 else text)
 
 
 def cell(values: list[dict[str, float]], short: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from evidence import collected, table
 
 
@@ -23,8 +24,19 @@ def test_values_intervals_seeds_and_differences(tmp_path: Path) -> None:
         "| set | net | .951 (.941 to .961) | .850 (.800 to .900) |  |"
     ]
     assert table(collected([tmp_path], ""), columns, short=True).splitlines()[2:] == ["| set | net | .951 | .850 |  |"]
-    pair = {"task": "set", "protocol": "linear", "labels": 1.0, "shots": None, "metric": "auroc", "a": "net", "b": "x"}
+    pair = {"task": "set", "protocol": "linear", "labels": 1.0, "shots": None, "seed": 0, "metric": "auroc"}
+    pair |= {"a": "net", "b": "x"}
     found = [pair | {"value": -0.0004, "low": -0.0201, "high": 1.0}, pair | {"metric": "ece", "value": 9.0}]
     (tmp_path / "comparisons.json").write_text(json.dumps(found))
     differences = table(collected([tmp_path], "x"), ["linear@1.0"], short=False).splitlines()
-    assert differences[2:] == ["| set | net | .000 (-.020 to 1.000) |"]
+    assert differences[2:] == ["| set | net | -.0004 (-.020 to 1.000) |"]
+
+
+def test_what_lies_in_two_folders_counts_once_and_must_agree(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder, value in zip(folders, (0.9, 0.9, 0.91), strict=True):
+        folder.mkdir()
+        (folder / "results.json").write_text(json.dumps([row("net", "linear", value)]))
+    assert table(collected(folders[:2], ""), ["linear@1.0"], short=False).endswith(".900 (.890 to .910) |")
+    with pytest.raises(SystemExit, match="another figure"):
+        collected(folders, "")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ssl_mednet.data.corpus import CorpusSpec
-from ssl_mednet.data.labelled import LabelledSet, open_labelled
+from ssl_mednet.data.labelled import LabelledSet, open_labelled, task_names
 from ssl_mednet.errors import DataError
 
 GRAY = CorpusSpec("gray", 32)
@@ -47,6 +47,19 @@ def test_a_missing_validation_split_comes_from_training_rows_only(tmp_path: Path
     assert task.splits["test"].tolist() == list(range(20))
     assert 8 <= len(task.splits["val"]) <= 16
     assert not task.grouped
+
+
+def test_one_image_without_a_group_does_not_take_the_groups_of_the_others(tmp_path: Path) -> None:
+    rows = [("ab"[i % 2], "test" if i < 20 else "train", f"p{i // 4}" if i else "") for i in range(100)]
+    task = labelled(tmp_path, rows)
+    assert (task.grouped, task.ungrouped) == (True, 1)
+
+
+def test_sets_of_one_stem_are_called_by_their_source() -> None:
+    assert task_names(["a/x.zip", "b/y.zip"]) == ["x", "y"]
+    assert task_names(["a/x.zip", "b/x.zip", "y"]) == ["a/x.zip", "b/x.zip", "y"]
+    assert task_names(["m:b?size=28", "m:b?size=64"]) == ["m:b?size=28", "m:b?size=64"]
+    assert task_names(["a/x.zip", "a/x.zip"]) == ["a/x.zip", "a/x.zip (2)"]
 
 
 def test_a_patient_on_both_sides_of_a_split_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score
 
 from ssl_mednet import evaluate
@@ -14,6 +15,7 @@ from ssl_mednet.errors import DataError
 from ssl_mednet.evaluation import features as features_module
 from ssl_mednet.evaluation import protocols as protocols_module
 from ssl_mednet.evaluation.run import Results
+from ssl_mednet.evaluation.table import show
 from ssl_mednet.probe import METRICS, paired_bootstrap
 
 TASK = "phantoms:gray?n=400"  # is there a lesion: hard, so that nothing is 1
@@ -75,6 +77,32 @@ def test_pairs_are_compared_on_the_same_resamples(results: Results) -> None:
     assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-4)
     assert found["verdict"] == expected.verdict
     assert json.loads((results.path.parent / "comparisons.json").read_text()) == results.comparisons
+
+
+def test_sets_of_one_name_are_not_taken_for_one(tmp_path: Path) -> None:
+    sources = [f"phantoms:gray?n=200&seed={seed}" for seed in (1, 2)]
+    said = ["protocols=[linear]", "resamples=20", "gallery=0"]
+    found = evaluate(["baseline:pixels", "baseline:histogram"], None, sources, tmp_path, said, quiet=True)
+    assert [r["task"] for r in found.rows] == [source for source in sources for _ in range(3)]
+    pairs = [(c["task"], c["a"], c["b"]) for c in found.comparisons if c["metric"] == "auroc"]
+    assert pairs == [(source, "baseline:pixels", "baseline:histogram") for source in sources]
+    command = json.loads((tmp_path / "run.json").read_text())["command"]
+    weights, data = "--weights baseline:pixels baseline:histogram", "--data 'phantoms:gray?n=200&seed=1'"
+    assert command.startswith(f"ssl-mednet evaluate {weights} {data}")
+    assert command.endswith("'protocols=[linear]' resamples=20 gallery=0")
+
+
+def test_fewer_labels_are_shown_whatever_is_done_with_them(tmp_path: Path) -> None:
+    said = ["protocols=[linear,few_shot_finetune]", "shots=[5]", "finetune.max_steps=2", "image_size=32", "gallery=0"]
+    found = evaluate(["random:resnet10t", "random:regnetx_002"], None, TASK, tmp_path, said, quiet=True)
+    verdict = {"task": "phantoms:gray", "protocol": "few_shot_finetune", "labels": None, "shots": 5, "seed": 0}
+    verdict |= {"metric": "auroc", "a": "random:resnet10t", "b": "random:regnetx_002", "verdict": "worse"}
+    console = Console(width=80, record=True, file=(tmp_path / "out.txt").open("w"))
+    show(found.rows, [verdict], console)
+    said_there = " ".join(console.export_text().split())
+    value = next(r for r in found.rows if r["shots"] and r["weights"] == verdict["b"])["metrics"]["auroc"]["value"]
+    assert f"{value:.3f}+".removeprefix("0") in said_there
+    assert "fine-tuned: one draw of the labels; + better, - worse than the first weights" in said_there
 
 
 def test_what_was_done_is_not_done_again(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
