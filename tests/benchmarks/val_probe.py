@@ -5,7 +5,9 @@
 Frozen features of the train and val splits; macro AUROC of the linear probe and, with ten labels a class, of the mean
 of ``--draws`` probes. A val split of fewer than ``--few`` images says little, so there the train and val images are
 cut into five parts, of which each is scored by a probe on the others. The probe's strength is chosen on a fifth of the
-labels that it may use, at ten labels it is fixed. Test splits are not touched. Results are added to ``--out``.
+labels that it may use, at ten labels it is fixed. With ``--corrupted`` the probe of clean images is also scored on
+corrupted ones, at most 400 of each part: mean over the corruptions of the modality at two severities. Test splits are
+not touched. Results are added to ``--out``.
 """
 
 from __future__ import annotations
@@ -14,34 +16,38 @@ import argparse
 import json
 import os
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ssl_mednet.augment.corruptions import corruptions_of
 from ssl_mednet.data.corpus import CorpusSpec
 from ssl_mednet.data.labelled import LabelledSet, open_labelled
 from ssl_mednet.evaluation.features import extract
-from ssl_mednet.evaluation.subsets import few_shot
+from ssl_mednet.evaluation.subsets import balanced, few_shot
 from ssl_mednet.evaluation.weights import Weights, channels_of, load_weights
-from ssl_mednet.probe.linear import fit_linear, fit_path
+from ssl_mednet.probe.linear import LinearProbe, fit_linear, fit_path
 from ssl_mednet.probe.metrics import auroc
 
 SETS = {"gray": ["brain_mri", "kermany_cxr", "busi_us"], "color": ["pbc_blood", "ham10000_derm"]}
 SHOTS, FOLDS, FEW_SHOT_STRENGTH = 10, 5, 1e-3
+SEVERITIES, MOST_CORRUPTED = (2, 4), 400
+CPU = torch.device("cpu")
 
 
-def probed(x: np.ndarray, y: np.ndarray, train: np.ndarray, scored: np.ndarray, classes: int) -> np.ndarray:
-    """Probabilities of the rows ``scored`` by a probe on ``train``, a fifth of which chooses its strength."""
+def probe_on(x: np.ndarray, y: np.ndarray, train: np.ndarray, classes: int) -> LinearProbe:
+    """The linear probe of these rows, a fifth of which chooses its strength."""
     order = np.random.default_rng(0).permutation(train)
     inner, rest = order[: len(order) // 5], order[len(order) // 5 :]
-    return fit_linear(x[rest], y[rest], x[inner], y[inner], num_classes=classes).predict_proba(x[scored])
+    return fit_linear(x[rest], y[rest], x[inner], y[inner], num_classes=classes)
 
 
-def scores(weights: Weights, task: LabelledSet, few: int, draws: int) -> dict[str, Any]:
+def scores(weights: Weights, task: LabelledSet, few: int, draws: int, corrupted: bool) -> dict[str, Any]:
     rows = np.concatenate([task.splits["train"], task.splits["val"]])
-    x = extract(weights, task.corpus, rows, torch.device("cpu"), quiet=True)
+    x = extract(weights, task.corpus, rows, CPU, quiet=True)
     y, classes = task.labels[rows], len(task.classes)
     train, val = np.split(np.arange(len(rows)), [len(task.splits["train"])])
     if len(val) < few:
@@ -49,14 +55,32 @@ def scores(weights: Weights, task: LabelledSet, few: int, draws: int) -> dict[st
         folds = [(np.setdiff1d(np.arange(len(rows)), part), part) for part in parts]
     else:
         folds = [(train, val)]
-    everything = [auroc(y[part], probed(x, y, rest, part, classes)) for rest, part in folds]
+    probes = [probe_on(x, y, rest, classes) for rest, _ in folds]
+    everything = [auroc(y[part], p.predict_proba(x[part])) for p, (_, part) in zip(probes, folds, strict=True)]
     shot = []
     for draw in range(draws):
         rest, part = folds[draw % len(folds)]
         chosen = rest[few_shot(y[rest], SHOTS, draw, 0)]
         fit = fit_path(x[chosen], y[chosen], (FEW_SHOT_STRENGTH,), num_classes=classes)
         shot.append(fit.auroc(x[part], y[part])[0])
-    return {"linear": float(np.mean(everything)), "ten": float(np.mean(shot))}
+    found: dict[str, Any] = {"linear": float(np.mean(everything)), "ten": float(np.mean(shot))}
+    if corrupted:
+        parts = [part[balanced(y[part], MOST_CORRUPTED)] for _, part in folds]
+        found["corrupted"] = on_corrupted(weights, task, rows, probes, parts)
+    return found
+
+
+def on_corrupted(
+    weights: Weights, task: LabelledSet, rows: np.ndarray, probes: list[LinearProbe], parts: list[np.ndarray]
+) -> dict[str, float]:
+    """AUROC of each probe on its part, corrupted, by corruption; of them all as ``"mean"``."""
+    found: dict[str, list[float]] = {name: [] for name in corruptions_of(next(iter(task.corpus.modalities(rows))))}
+    for probe, part in zip(probes, parts, strict=True):
+        for name, severity in product(found, SEVERITIES):
+            x = extract(weights, task.corpus, rows[part], CPU, True, (name, severity))
+            found[name].append(auroc(task.labels[rows[part]], probe.predict_proba(x)))
+    means = {name: float(np.mean(values)) for name, values in found.items()}
+    return {"mean": float(np.mean(list(means.values())))} | means
 
 
 def main() -> None:
@@ -66,6 +90,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[64], help="sides of the images, pixels")
     parser.add_argument("--few", type=int, default=200)
     parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--corrupted", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     channels = args.channels or channels_of(args.weights)
@@ -76,10 +101,11 @@ def main() -> None:
             task = open_labelled(data / f"{name}.zip", CorpusSpec(channels, 256), quiet=True)
             for size in args.sizes:
                 seen = replace(weights.preprocessing, image_size=size)
-                found = scores(replace(weights, preprocessing=seen), task, args.few, args.draws)
+                found = scores(replace(weights, preprocessing=seen), task, args.few, args.draws, args.corrupted)
                 rows.append({"weights": weights.name, "set": name, "size": size} | found)
                 print(
-                    f"{weights.name:40} {name:14} {size:4} px  linear {found['linear']:.4f}  ten {found['ten']:.4f}",
+                    f"{weights.name:40} {name:14} {size:4} px  linear {found['linear']:.4f}  ten {found['ten']:.4f}"
+                    + (f"  corrupted {found['corrupted']['mean']:.4f}" if args.corrupted else ""),
                     flush=True,
                 )
                 if args.out:
