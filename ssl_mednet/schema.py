@@ -43,6 +43,10 @@ class DataSection(Section):
     keep: Literal["all", "good"] = Field(
         "all", description="good: no copies, redundant slices and test images, as curate marked them"
     )
+    leave_out: list[str] = Field(
+        default_factory=list,
+        description="labelled sets whose val and test images, or near copies, are not trained on; --compare adds some",
+    )
     held_out: str = Field("", description="suite whose test images must not be trained on, as gray.yaml")
     allow_contamination: bool = Field(False, description="train although they are there; the weights say so")
     timeout: float = Field(300.0, gt=0, description="seconds to wait for a batch before the run ends and says so")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ssl_mednet.cli import expand_several, main
 from ssl_mednet.listing import listing
@@ -51,20 +54,39 @@ def test_the_whole_way_from_the_command_line(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "results.json").read_text())) == 5  # and the largest class
 
 
-def test_from_images_to_a_classifier_and_its_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Pretrain with a table before and after, fine-tune, predict: what one verb writes the next one reads."""
-    run, model, task = str(tmp_path / "run"), str(tmp_path / "model"), "phantoms:gray?n=100&label=modality&size=32"
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+    """Runs a verb in this process, which has torch already: what it says on stdout and on stderr."""
 
-    def verb(*arguments: str) -> tuple[str, str]:
-        """In this process, which has torch already."""
+    def run(*arguments: str) -> tuple[str, str]:
         monkeypatch.setattr(sys, "argv", ["ssl-mednet", *arguments, "--quiet"])
         with pytest.raises(SystemExit) as end:
             main()
         said = capsys.readouterr()
         assert end.value.code == (3 if "no/such/set" in arguments else 0), said.err
         return said.out, said.err
+
+    return run
+
+
+def test_a_folder_of_classes_is_not_tested_on_what_it_trained_on(
+    tmp_path: Path, verb: Callable[..., tuple[str, str]]
+) -> None:
+    """A table before and after, on the training folder itself, whose images are turned to gray for both."""
+    folder, rng = tmp_path / "in color", np.random.default_rng(0)
+    for i in range(40):
+        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / "ab"[i % 2] / f"{i}.png")
+    colored = ("--data", str(folder), "--compare", str(folder), "data.convert=true", "data.modality=xray")
+    start = ("pretrain", "--recipe", "simclr_gray.yaml", "--out", str(tmp_path / "of color"), *SMALL, "train.steps=2")
+    out = verb(*start, *colored)[0]
+    assert "pretrained on 28 images" in out  # not on the val and test images of the table
+    assert "28 training and 8 test images" in out
+
+
+def test_from_images_to_a_classifier_and_its_answers(tmp_path: Path, verb: Callable[..., tuple[str, str]]) -> None:
+    """Pretrain with a table before and after, fine-tune, predict: what one verb writes the next one reads."""
+    run, model, task = str(tmp_path / "run"), str(tmp_path / "model"), "phantoms:gray?n=100&label=modality&size=32"
 
     start = ("pretrain", "--recipe", "simclr_gray.yaml", "--out", run, *SMALL, "train.steps=2")
     assert "no/such/set: no such file" in verb(*start, "--compare", "no/such/set")[1]

@@ -104,7 +104,7 @@ class Report:
 
 def audit(
     corpus: str | Path | Corpus,
-    against: Sequence[str | Path],
+    against: Sequence[str | Path | SetSection],
     weights: str | None = None,
     *,
     rows: np.ndarray | None = None,
@@ -118,7 +118,7 @@ def audit(
     kept in the cache, keyed by the fingerprints of corpus and set.
 
     Args:
-        against: names or paths of suites (``.yaml``), or labelled sets.
+        against: names or paths of suites (``.yaml``), or labelled sets, as a suite describes them or by name.
         weights: a run, a backbone folder or ``random:NAME``; then embeddings are compared too.
         rows: of the corpus that count; all when None.
         cosine: of embeddings, the mean of the evaluation set taken out, from which images are reported.
@@ -151,6 +151,22 @@ def audit(
     if failed and not counts:
         raise next(iter(failed.values()))
     return Report(opened.meta["fingerprint"], counts, matches, {name: str(e) for name, e in failed.items()})
+
+
+def left_out(corpus: Corpus, sets: Sequence[SetSection], rows: np.ndarray, quiet: bool = False) -> np.ndarray:
+    """The rows of a corpus that are no val or test images of labelled sets, nor near copies of some.
+
+    Raises:
+        DataError: a set that cannot be opened or has no labels, or no row is left.
+    """
+    report = audit(corpus, sets, rows=rows, quiet=quiet)
+    if report.failed:
+        raise DataError(f"data.leave_out: {next(iter(report.failed.values()))}")
+    kept = np.setdiff1d(rows, [match.corpus_row for match in report.matches if match.split != "train"])
+    if not len(kept):
+        named = ", ".join(one.source for one in sets)
+        raise DataError(f"{corpus.folder}: all its images are val or test images of {named}", "train on more images")
+    return kept
 
 
 def refuse(
@@ -190,10 +206,14 @@ def refuse(
     }
 
 
-def _sets(against: Sequence[str | Path]) -> Iterator[tuple[SetSection, Suite]]:
+def _sets(against: Sequence[str | Path | SetSection]) -> Iterator[tuple[SetSection, Suite]]:
     if not against:
         raise DataError("nothing to audit against", "--against SUITE.yaml, or labelled sets")
-    for name in map(str, against):
+    for one in against:
+        if isinstance(one, SetSection):
+            yield one, Suite(sets=[one])
+            continue
+        name = str(one)
         is_suite = name.endswith((".yaml", ".yml"))
         plan = load_suite(name if is_suite else None, None if is_suite else [name], None)
         yield from ((section, plan) for section in plan.sets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,12 +70,11 @@ def pretrain(
         from ssl_mednet.recipe import read_recipe
 
         read_recipe(recipe, overrides)  # what is wrong in it is told before torch is loaded
-    from ssl_mednet.data.sources import open_sources
     from ssl_mednet.pretraining.run import pretrain as run
     from ssl_mednet.pretraining.world import speaks
 
-    for source in compare or []:
-        open_sources(source)  # a set that is not there is told before the training, not after it
+    if compare:  # their val and test images are not trained on; a set that cannot be used is told before the training
+        overrides = [*(overrides or []), f"data.leave_out={json.dumps(compare)}"]
     result = run(recipe, data[0] if data else None, out, resume, overrides, quiet, allow_changes)
     if not speaks():
         return
@@ -93,12 +93,16 @@ def pretrain(
         print(f"report:    {write([result.folder], result.folder / 'report.html', tables=False)[0]}")
     print(f"curves:    tensorboard --logdir {result.folder}")
     if not compare:
-        print(f"next:      ssl-mednet evaluate --weights {result.folder} random: --data LABELLED")
+        print(f"next:      ssl-mednet evaluate --weights {result.folder} {result.before} --data LABELLED")
         return
     from ssl_mednet.evaluation.run import evaluate
     from ssl_mednet.evaluation.table import show
+    from ssl_mednet.recipe import load_recipe
 
-    results = evaluate([result.folder, result.before], data=compare, out=result.folder / "results", quiet=quiet)
+    told = load_recipe(result.folder / "recipe.yaml").data  # the sets are read as the images of the training were
+    sets = [{"source": source, "convert": told.convert, "modality": told.modality} for source in compare]
+    suite = {"name": "compare", "sets": sets}
+    results = evaluate([result.folder, result.before], suite=suite, out=result.folder / "results", quiet=quiet)
     show(results.rows, results.comparisons)
     if said := _sizes(results.rows):
         print(said)

@@ -23,15 +23,17 @@ _BLOCK = 65536  # draws of a small stratum that one generator makes
 _READ_IMAGES, _READ_BYTES = 6144, 64 * 2**20  # what is read at a time
 _AHEAD = 2  # batches fetched before they are asked for
 _NAMED = 8  # rows of a batch that a message names
+FEW = 4  # batches; of more rows than that at most 2 % of a batch comes twice in it
 
 
 @dataclass(frozen=True)
 class Order:
     """The order of rows: one permutation an epoch, cut into global batches without regard to where epochs end.
 
-    An epoch is as many draws as there are rows. Without shares each row comes once in it. With shares each stratum
-    gets its part of the epoch, exact to one draw; its own rows come in permutations of their own that go on from
-    epoch to epoch, so within a stratum no row comes a second time more often than another.
+    An epoch is as many draws as there are rows; of few rows (``FEW`` batches) as many as fill whole batches, so that no
+    batch holds an image twice, which contrastive losses would take for two. Without shares each row comes once in it.
+    With shares each stratum gets its part of the epoch, exact to one draw; its own rows come in permutations of their
+    own that go on from epoch to epoch, so within a stratum no row comes a second time more often than another.
 
     Args:
         rows: positions in the corpus to draw from.
@@ -47,10 +49,16 @@ class Order:
     strata: np.ndarray | None = None
     shares: tuple[float, ...] = ()
 
+    @property
+    def epoch(self) -> int:
+        """Draws of an epoch."""
+        batches = len(self.rows) // self.batch_size
+        return batches * self.batch_size if self.strata is None and 0 < batches < FEW else len(self.rows)
+
     def at(self, step: int) -> np.ndarray:
         """The rows of a step, ``[batch_size]``: a pure function of the seed and the step."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, places = np.divmod(positions, len(self.rows))
+        epochs, places = np.divmod(positions, self.epoch)
         return np.concatenate([self.rows[self._epoch(e)[places[epochs == e]]] for e in np.unique(epochs)])
 
     def _epoch(self, epoch: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from ssl_mednet.imaging.modality import CHANNEL_COUNT
 
 os.environ.setdefault("LANCE_LOG", "error")  # it warns of every data set that does not exist yet
 
-FORMAT = 4  # part of the cache key: a cache written by another layout is never read
+FORMAT = 5  # part of the cache key: a cache written by another layout is never read
 QUARANTINE, WORK, LOCK = "quarantine.csv", ".ingest", ".ingest.lock"
 META_KEY = b"ssl_mednet"
 RAW, PNG, JPEG, JPEGLS = range(4)

@@ -104,7 +104,8 @@ def images_in_words(store_size: int) -> dict[str, Any]:
         },
         "intensity": {
             "8 bit": "value / 255",
-            "16 bit, unsigned (PNG, TIFF, npy)": "value / 65535, whatever the largest value in it is",
+            "16 bit, unsigned (PNG, TIFF, npy)": "value / 4095 where no value of the picture (of all in an npy) is "
+            "above 4095, / 255 where none is above 255, else / 65535; pages of a TIFF that has several: value / 65535",
             "other numbers (TIFF, npy)": "smallest and largest value of the picture become 0 and 1",
             "CT in Hounsfield units (DICOM)": "(HU - low) / (high - low), clipped to 0 and 1; low and high are the "
             f"ends of the first window in the file, where it states none {low:g} and {high:g} HU",

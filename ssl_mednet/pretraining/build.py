@@ -14,12 +14,13 @@ from ssl_mednet.backbones.norm import repeat_without_trace, synchronise
 from ssl_mednet.backbones.start import Start, load_start
 from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
 from ssl_mednet.errors import DataError, RecipeError
+from ssl_mednet.evaluation.suite import SetSection
 from ssl_mednet.methods import METHODS, Method, View
 from ssl_mednet.pretraining.module import PretrainModule
 from ssl_mednet.pretraining.strategy import is_sharded
 from ssl_mednet.pretraining.world import World
 from ssl_mednet.recipe import model_args
-from ssl_mednet.schema import Recipe
+from ssl_mednet.schema import DataSection, Recipe
 
 ALONE = World()
 DEFAULT_EPOCHS = 100.0
@@ -79,10 +80,11 @@ def recipe_corpus(recipe: Recipe, quiet: bool) -> Corpus:
 
 
 def recipe_rows(recipe: Recipe, corpus: Corpus) -> np.ndarray:
-    """The rows of its corpus that a recipe pretrains on.
+    """The rows of its corpus that a recipe pretrains on, in the order of the corpus.
 
     Raises:
-        DataError: only good rows are wanted and nobody has marked them, or none is left.
+        DataError: only good rows are wanted and nobody has marked them, a set that is to be left out cannot be opened,
+            or no row is left.
     """
     rows = corpus.rows(recipe.data.split)
     if recipe.data.keep == "good":
@@ -91,7 +93,16 @@ def recipe_rows(recipe: Recipe, corpus: Corpus) -> np.ndarray:
         rows = rows[read_marks(corpus).keep[rows]]
         if not len(rows):
             raise DataError(f"{corpus.folder}: none of its rows is good", "data.keep=all trains on all of them")
+    if recipe.data.leave_out:
+        from ssl_mednet.auditing.audit import left_out
+
+        rows = left_out(corpus, labelled_sets(recipe.data, recipe.data.leave_out), rows, quiet=True)
     return rows
+
+
+def labelled_sets(data: DataSection, sources: Sequence[str]) -> list[SetSection]:
+    """Labelled sets whose images are read as those of a recipe's corpus."""
+    return [SetSection(source=source, convert=data.convert, modality=data.modality) for source in sources]
 
 
 def with_weights(recipe: Recipe, corpus: Corpus) -> Recipe:

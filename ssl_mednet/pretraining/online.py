@@ -51,7 +51,9 @@ def open_probe(recipe: Recipe, quiet: bool) -> Probe | None:
     if not monitor.probe:
         return None
     store = Suite.model_fields["store_size"].default  # as evaluate does, so that both read one cache
-    task = open_labelled(monitor.probe, CorpusSpec(recipe.data.channels, store, convert=recipe.data.convert), quiet)
+    data = recipe.data
+    spec = CorpusSpec(data.channels, store, modality=data.modality, convert=data.convert)
+    task = open_labelled(monitor.probe, spec, quiet)
 
     def some(split: str, count: int) -> np.ndarray:
         rows = task.splits[split]

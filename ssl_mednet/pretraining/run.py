@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,9 @@ def _prepare(recipe: Recipe, out: str | Path | None, resume: bool, allow_changes
     folder = run_folder(recipe, out, resume)
     corpus = recipe_corpus(recipe, quiet)
     rows = recipe_rows(recipe, corpus)
+    if recipe.data.leave_out and not quiet:
+        count, named = len(corpus.rows(recipe.data.split)) - len(rows), ", ".join(recipe.data.leave_out)
+        print(f"left out {count} images: val or test images of {named}, or near copies", file=sys.stderr, flush=True)
     recipe = with_weights(with_length(recipe, len(rows)), corpus)
     tidy(folder)
     at = last_checkpoint(folder)

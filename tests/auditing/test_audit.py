@@ -15,7 +15,11 @@ from ssl_mednet import pretrain
 from ssl_mednet.auditing import audit as audit_module
 from ssl_mednet.auditing.audit import ContaminationError, audit
 from ssl_mednet.auditing.quality import Mark, curate
+from ssl_mednet.data.corpus import CorpusSpec
+from ssl_mednet.data.labelled import open_labelled
 from ssl_mednet.errors import DataError, UserError
+from ssl_mednet.pretraining.build import recipe_rows
+from ssl_mednet.recipe import load_recipe
 
 
 def worlds() -> tuple[list[Image.Image], dict[str, list[Image.Image]]]:
@@ -167,3 +171,32 @@ def test_a_suite_that_cannot_be_opened_proves_nothing(make_corpus, tmp_path: Pat
     suite.write_text(suite.read_text() + "  - {source: nowhere.zip, channels: gray}\n")
     with pytest.raises(DataError, match="not all of it can be audited"):
         pretrain(recipe(make_corpus(pictures).folder, suite), out=tmp_path / "run", quiet=True)
+
+
+def test_what_a_run_is_compared_on_is_left_out_of_its_training(make_corpus, tmp_path: Path, capsys) -> None:
+    """An exact and a near copy of test images go; a training image of the set stays."""
+    pictures, splits = worlds()
+    corpus, source = make_corpus(pictures), write_labelled(tmp_path / "labelled.zip", splits)
+    section = {"source": str(corpus.folder), "channels": "gray", "image_size": 32, "leave_out": [str(source)]}
+    run = pretrain({**RECIPE, "data": section}, out=tmp_path / "run", quiet=False)
+    assert run.images == 17 - 2
+    assert f"left out 2 images: val or test images of {source}" in capsys.readouterr().err
+    rows = recipe_rows(load_recipe({**RECIPE, "data": section}), corpus)
+    assert set(range(17)) - set(rows.tolist()) == {3, 5}
+
+
+def test_folders_of_classes_are_split_before_they_are_trained_and_tested_on(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for i in range(40):
+        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        picture(i, size=64).save(folder / "ab"[i % 2] / f"{i}.png")
+    section = {"source": str(folder), "channels": "gray", "image_size": 32, "leave_out": [str(folder)]}
+    task = open_labelled(folder, CorpusSpec("gray", 64), quiet=True)
+    assert task.made == ("test", "val")
+    run = pretrain({**RECIPE, "data": section}, out=tmp_path / "run", quiet=True)
+    assert run.images == len(task.splits["train"])
+    with pytest.raises(DataError, match=r"nowhere\.zip: no such file"):
+        pretrain({**RECIPE, "data": section | {"leave_out": ["nowhere.zip"]}}, out=tmp_path / "no", quiet=True)
+    with pytest.raises(DataError, match="has no labels to evaluate on"):
+        pretrain({**RECIPE, "data": section | {"leave_out": [str(folder / "a")]}}, out=tmp_path / "no", quiet=True)
+    assert not (tmp_path / "no").exists()

@@ -21,12 +21,21 @@ def corpus() -> Corpus:
 
 
 def test_every_epoch_has_each_row_once_and_its_own_order() -> None:
-    order = Order(np.arange(10, 33), batch_size=7, seed=0)
-    seen = np.concatenate([order.at(step) for step in range(23)])  # seven epochs of 23 rows
-    epochs = seen.reshape(7, 23)
+    order = Order(np.arange(10, 33), batch_size=4, seed=0)
+    seen = np.concatenate([order.at(step) for step in range(23)])  # four epochs of 23 rows
+    epochs = seen.reshape(4, 23)
     assert all(sorted(e) == list(range(10, 33)) for e in epochs)
-    assert len({tuple(e) for e in epochs}) == 7
-    assert not np.array_equal(Order(np.arange(10, 33), 7, seed=1).at(0), order.at(0))
+    assert len({tuple(e) for e in epochs}) == 4
+    assert not np.array_equal(Order(np.arange(10, 33), 4, seed=1).at(0), order.at(0))
+
+
+@pytest.mark.parametrize("rows", [8, 9, 15, 23, 31])
+def test_no_batch_of_few_rows_holds_one_twice_and_all_rows_come_alike(rows: int) -> None:
+    order = Order(np.arange(rows), batch_size=8, seed=0)
+    batches = [order.at(step) for step in range(4000)]
+    assert all(len(set(batch.tolist())) == 8 for batch in batches)
+    often = np.bincount(np.concatenate(batches), minlength=rows)
+    assert often.min() > 0.9 * often.mean()
 
 
 def test_a_step_does_not_depend_on_the_steps_before() -> None:

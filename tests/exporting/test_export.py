@@ -135,7 +135,7 @@ def test_a_graph_says_how_images_become_its_input_as_it_is_done_here(tmp_path: P
     pytest.importorskip("onnxscript")
     folder = export(artifact(tmp_path / "backbone", "test_resnet"), "onnx", tmp_path / "onnx")
     about = json.loads((folder / "preprocessing.json").read_text())
-    assert about["intensity"]["16 bit, unsigned (PNG, TIFF, npy)"].startswith("value / 65535,")
+    assert about["intensity"]["16 bit, unsigned (PNG, TIFF, npy)"].startswith("value / 4095 where")
     assert "states none -160 and 240 HU" in about["intensity"]["CT in Hounsfield units (DICOM)"]
     longest, size = about["shrink"]["longest_side"], about["input"]["shape"][-1]
     assert f"longest side of {longest} pixels" in (folder / "README.md").read_text()
@@ -147,7 +147,7 @@ def test_a_graph_says_how_images_become_its_input_as_it_is_done_here(tmp_path: P
     store_size = Suite.model_fields["store_size"].default  # which evaluate and finetune have
     corpus = open_corpus(tmp_path / "images", CorpusSpec("gray", store_size), quiet=True)
     seen = resize(corpus.batch(np.arange(2)), size)
-    for number, (stored, low, high) in enumerate(((values[0], 0, 65535), (values[1], -160, 240))):
+    for number, (stored, low, high) in enumerate(((values[0], 0, 4095), (values[1], -160, 240))):
         small = Image.fromarray(stored.astype(np.float32)).resize((longest, 150), Image.Resampling.BILINEAR)
         unit = torch.from_numpy((np.rint(np.asarray(small)) - low) / (high - low)).clamp(0, 1)[None, None]
         square = torch.nn.functional.interpolate(unit, (size, size), mode="bilinear", antialias=True)

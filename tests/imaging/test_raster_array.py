@@ -106,6 +106,21 @@ def test_stacks_give_an_image_a_page_and_floats_their_own_range() -> None:
     assert one(npy(np.array([[-5, 5]], np.int16))).pixels[..., 0].tolist() == [[0, 65535]]
 
 
+def test_pictures_of_12_bits_in_files_of_16_are_not_black() -> None:
+    """As most exports of CT and radiographs are; a stack has the bits of its brightest picture, pages of a TIFF all."""
+    for highest, top in ((255, 255), (256, 4095), (4095, 4095), (4096, 65535), (65535, 65535)):
+        picture = np.full((8, 8), highest, np.uint16)
+        for data in (imagecodecs.png_encode(picture), tiff(picture), npy(picture)):
+            image = one(data)
+            assert image.window == (0, top)
+            assert np.array_equal(image.pixels[..., 0], picture)
+    dark, bright = np.full((8, 8), 300, np.uint16), np.full((8, 8), 9000, np.uint16)
+    assert [i.window for i in read(npy(np.stack([dark, dark, bright])))] == [(0, 65535)] * 3
+    assert [i.window for i in read(tiff(np.stack([dark, bright]), photometric="minisblack"))] == [(0, 65535)] * 2
+    assert one(npy(dark.astype(np.float32) * [[1, 2] * 4])).window == (0, 65535)  # stretched to all of its bits
+    assert one(imagecodecs.png_encode(GRAY8)).window == (0, 255)
+
+
 def test_of_a_pyramid_only_the_base_is_read(tmp_path: Path) -> None:
     base = RNG.integers(0, 256, (256, 256, 3), dtype=np.uint8)
     with tifffile.TiffWriter(tmp_path / "pyramid.tif") as writer:

@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 from ssl_mednet.errors import UnreadableImage
 from ssl_mednet.imaging.image import MedicalImage
 from ssl_mednet.imaging.readers import ReadContext
-from ssl_mednet.imaging.readers.levels import as_stored, in_channels
+from ssl_mednet.imaging.readers.levels import as_stored, bits_window, in_channels
 
 _SPLITS = ("train", "val", "test")
 Splits = dict[str, tuple[np.ndarray, np.ndarray | None]]
@@ -31,12 +31,13 @@ def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
         wanted = {*ctx.chosen(sum(map(len, arrays)))}
     start, found = 0, False
     for array in arrays:
+        window = bits_window(array)
         for index, image in enumerate(array, start):
             if ctx.most and index not in wanted:
                 continue
             pixels = _stored(image, len(array), ctx)
             if pixels is not None:
-                yield MedicalImage(in_channels(pixels, ctx.name), ctx.modality, index=index)
+                yield MedicalImage(in_channels(pixels, ctx.name), ctx.modality, window, index=index)
                 found = True
         start += len(array)
     if not found:

@@ -30,6 +30,19 @@ def as_stored(values: np.ndarray, name: str) -> np.ndarray:
     return stretch(values, low, high)
 
 
+def bits_window(values: np.ndarray) -> tuple[float, float]:
+    """What becomes 0 and 1 of a picture or of a stack of them as the file has it: the ends of the range of its bits.
+
+    Most 16-bit pictures in medicine hold 12 bits (CT, radiographs, cameras) and would be all but black over the whole
+    range: where no value needs more than 12 or 8 bits they are taken for pictures of so many. Pixels that
+    :func:`as_stored` stretched use all 16.
+    """
+    if values.dtype != np.uint16 or not values.size:
+        return (0.0, 255.0) if values.dtype in (np.uint8, bool) else (0.0, 65535.0)
+    highest = int(values.max())
+    return 0.0, float(next(2**bits - 1 for bits in (8, 12, 16) if highest < 2**bits))
+
+
 def stretch_range(values: np.ndarray) -> tuple[float, float]:
     """Smallest and largest finite value."""
     kept = values[np.isfinite(values)] if values.dtype.kind == "f" else values

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ssl_mednet.imaging.image import MedicalImage
 from ssl_mednet.imaging.readers import ReadContext
-from ssl_mednet.imaging.readers.levels import as_stored, in_channels
+from ssl_mednet.imaging.readers.levels import as_stored, bits_window, in_channels
 
 _PNG_DEPTH = 24  # offset of the bit depth in a PNG's header (PNG specification, 11.2.2 IHDR)
 
@@ -32,7 +32,7 @@ def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
         raise ctx.fail("declares more pixels than any picture has") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise ctx.fail(f"is truncated or damaged: {str(error)[:100]}") from error
-    yield MedicalImage(in_channels(as_stored(pixels, ctx.name), ctx.name), ctx.modality)
+    yield MedicalImage(in_channels(as_stored(pixels, ctx.name), ctx.name), ctx.modality, bits_window(pixels))
 
 
 def _sixteen_bit_png(data: bytes) -> np.ndarray:

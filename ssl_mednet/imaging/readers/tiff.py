@@ -11,7 +11,7 @@ import tifffile
 
 from ssl_mednet.imaging.image import MedicalImage
 from ssl_mednet.imaging.readers import ReadContext, slide_tiff
-from ssl_mednet.imaging.readers.levels import as_stored, in_channels
+from ssl_mednet.imaging.readers.levels import as_stored, bits_window, in_channels
 
 
 def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
@@ -29,8 +29,11 @@ def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
             for index in ctx.chosen(len(found)):
                 page = found[index]
                 ctx.check_size(page.imagelength, page.imagewidth, page.imagedepth)
-                pixels = as_stored(_pixels(page, ctx), ctx.name)
-                yield MedicalImage(in_channels(pixels, ctx.name), ctx.modality, index=index)
+                values = _pixels(page, ctx)
+                # A dark page of a stack is dark: what bits the stack has is not known from one page.
+                window = bits_window(values if len(found) == 1 else values[:0])
+                pixels = in_channels(as_stored(values, ctx.name), ctx.name)
+                yield MedicalImage(pixels, ctx.modality, window, index=index)
     except (tifffile.TiffFileError, ValueError, OSError, IndexError, KeyError) as error:
         raise ctx.fail(f"is a damaged or unusual TIFF ({type(error).__name__})") from error
     if not found:
