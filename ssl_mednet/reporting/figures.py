@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from matplotlib.transforms import IdentityTransform, blended_transform_factory
 
 from ssl_mednet.reporting.curves import FEW, Reliability
-from ssl_mednet.reporting.theme import DASHES, MARKERS, PLACEHOLDERS, SERIES, themed
+from ssl_mednet.reporting.theme import DASHES, MARKERS, PLACEHOLDERS, SERIES, shape, themed
 
 INK, MUTED, RULE, PAPER = (PLACEHOLDERS[name] for name in ("ink", "muted", "rule", "paper"))
 WIDTH, HEIGHT = 304, 250  # of a panel, pixels
@@ -121,7 +121,7 @@ def roc_panel(
         for curve in curves:
             _draw(axes, curve, markers=False)
         for x, y, series in points:
-            look: dict[str, Any] = {"marker": MARKERS[series % len(MARKERS)], "markersize": 9, "markeredgecolor": INK}
+            look: dict[str, Any] = {"marker": MARKERS[shape(series)], "markersize": 9, "markeredgecolor": INK}
             axes.plot([x], [y], color=SERIES[series % len(SERIES)], zorder=5, **look)
         _unit_square(axes)
 
@@ -174,7 +174,7 @@ def _render(name: str, label: str, draw: Callable[[Figure], None], width: int, h
 
 
 def _draw(axes: Axes, curve: Line, markers: bool) -> None:
-    look: dict[str, Any] = {"marker": MARKERS[curve.series % len(MARKERS)], "markersize": 5} if markers else {}
+    look: dict[str, Any] = {"marker": MARKERS[shape(curve.series)], "markersize": 5} if markers else {}
     axes.plot(curve.x, curve.y, color=SERIES[_nth(curve)], linestyle=DASHES[curve.series % len(DASHES)], **look)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ssl_mednet.reporting import words
 from ssl_mednet.reporting.rows import Comparison, Estimate, Row
-from ssl_mednet.reporting.tasks import MAIN_METRICS, Cell, Series, Task
+from ssl_mednet.reporting.tasks import MAIN_METRICS, Cell, Series, Task, averaged
 
 BAR = 150  # width of an interval bar, pixels
 _EDGE = 6  # free at both ends of a bar, pixels
@@ -45,21 +46,40 @@ class Axis:
 
 @dataclass(frozen=True)
 class Said:
-    """A verdict as the page shows it: symbol, words, p, the difference and its interval."""
+    """A verdict as the page shows it: symbol, words, p, the difference and its interval, and what it is to.
+
+    Args:
+        than: the reference, where it is not the one that the table names.
+    """
 
     kind: str
     symbol: str
     words: str
     p: str
     difference: tuple[str, str]
+    than: str
 
     @classmethod
-    def of(cls, compared: Comparison | None) -> Said | None:
+    def of(cls, task: Task, cell: Cell, all_seeds: bool = False) -> Said | None:
+        """Of the first seed; or of all, each compared by itself: their mean difference, from lowest to highest."""
+        compared = cell.compared
+        than = cell.reference.name if cell.reference and cell.reference.label != task.first else ""
+        if all_seeds and len(cell.comparisons) > 1:
+            return cls._of_seeds(cell.comparisons, than)
         if compared is None:
             return None
         difference = words.signed(compared.value), f"{words.signed(compared.low)} to {words.signed(compared.high)}"
         kind = compared.verdict.replace(" ", "-")
-        return cls(kind, SYMBOLS[compared.verdict], compared.verdict, words.p_value(compared.p), difference)
+        return cls(kind, SYMBOLS[compared.verdict], compared.verdict, words.p_value(compared.p), difference, than)
+
+    @classmethod
+    def _of_seeds(cls, comparisons: Sequence[Comparison], than: str) -> Said:
+        counts: Counter[str] = Counter(c.verdict for c in comparisons)
+        verdict = comparisons[0].verdict if len(counts) == 1 else "cannot tell"
+        said = ", ".join(f"{v} at {n}" for v in SYMBOLS if (n := counts[v])) + f" of {len(comparisons)} seeds"
+        values = [c.value for c in comparisons]
+        mean, low, high = (words.signed(v) for v in (sum(values) / len(values), min(values), max(values)))
+        return cls(verdict.replace(" ", "-"), SYMBOLS[verdict], said, "", (mean, f"{low} to {high}"), than)
 
 
 @dataclass(frozen=True)
@@ -107,14 +127,19 @@ def leaderboard(task: Task) -> Board | None:
 
     def line(cell: Cell) -> Line:
         main, others = cell.row.metric("auroc"), [cell.row.metric(m) for m in metrics]
-        first = cell.series.label == task.first
-        verdict = Said.of(cell.against_first)
+        first = is_reference(task, cell, cells.get(cell.row.protocol, []))
+        verdict = Said.of(task, cell)
         return Line(cell.series, cell.row, main, others, main.value == top, first, verdict, cell.seeds)
 
     groups = [(protocol, [line(c) for c in group]) for protocol, group in cells.items()]
     axis = Axis.over(c.row.metric("auroc") for c in everything)
-    compared = sum(c.against_first is not None for c in everything)
+    compared = sum(c.compared is not None for c in everything)
     return Board(metrics, axis, groups, line(majority[0]) if majority else None, compared)
+
+
+def is_reference(task: Task, cell: Cell, beside: Iterable[Cell]) -> bool:
+    """Whether it is what others in its setting are compared with, not compared itself."""
+    return not cell.compared and (cell.series.label == task.first or any(c.reference == cell.series for c in beside))
 
 
 @dataclass(frozen=True)
@@ -155,16 +180,17 @@ def _sentence(task: Task, protocol: str, cells: list[Cell]) -> str:
         return f"{words.protocol_name(protocol)}: no AUROC is defined."
     main = best.row.metric("auroc")
     said = f"highest AUROC {span(main)}, of {best.series.name} ({words.protocol_name(protocol)})."
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[str, list[str]]] = {}
     for cell in cells:
-        if cell.against_first:
-            groups.setdefault(cell.against_first.verdict, []).append(cell.series.name)
-    first = task.series[task.first].name
-    parts = []
-    for verdict, phrase in (("better", "better"), ("worse", "worse"), ("cannot tell", "not clearly different")):
-        if names := groups.get(verdict):
-            parts.append(f"{words.join(names)} {'is' if len(names) == 1 else 'are'} {phrase}")
-    return f"{said} Compared with {first}, {words.join(parts)}." if parts else said
+        if cell.compared and cell.reference:
+            groups.setdefault(cell.reference.name, {}).setdefault(cell.compared.verdict, []).append(cell.series.name)
+    for reference, by_verdict in groups.items():
+        parts = []
+        for verdict, phrase in (("better", "better"), ("worse", "worse"), ("cannot tell", "not clearly different")):
+            if names := by_verdict.get(verdict):
+                parts.append(f"{words.join(names)} {'is' if len(names) == 1 else 'are'} {phrase}")
+        said += f" Compared with {reference}, {words.join(parts)}."
+    return said
 
 
 def span(estimate: Estimate) -> str:
@@ -182,26 +208,59 @@ class Grid:
     lines: list[tuple[str, list[str]]]
 
 
-def fewer_labels(task: Task) -> Grid | None:
+@dataclass(frozen=True)
+class Point:
+    """One set of weights with so many labels: its figure, what is to be said of it, and the verdict."""
+
+    estimate: Estimate
+    quiet: str
+    reference: bool
+    verdict: Said | None
+
+
+@dataclass(frozen=True)
+class FewerLabels:
+    """AUROC by setting and weights.
+
+    Args:
+        lines: (protocol, labels and draws, one point for each of ``series``; None where it was not measured).
+        comparisons: how many p values the table shows.
+        spread: whether the deviation between draws is known of any.
+    """
+
+    series: list[Series]
+    lines: list[tuple[str, str, list[Point | None]]]
+    comparisons: int
+    spread: bool
+    several_seeds: bool
+
+
+def fewer_labels(task: Task) -> FewerLabels | None:
     """AUROC by protocol and labels, wherever there is more than all labels to show."""
-    asked = [(p, s) for p in words.PROTOCOLS for s in task.settings(p) if p not in ("majority", "robustness")]
+    protocols = dict.fromkeys(p for p in task.every_protocol for r in task.rows if r.protocol == p and r.ordinary)
+    asked = [(p, s) for p in protocols for s in task.settings(p)]
     if not any(s != (1.0, None) for _, s in asked):
         return None
-    cells = {(p, s): {c.series.label: c for c in task.cells(p, *s)} for p, s in asked}
-    series = _in_order(c.series for group in cells.values() for c in group.values())
+    groups = [(p, s, task.cells(p, *s)) for p, s in asked]
+    everything = [c for _, _, cells in groups for c in cells]
+    series = in_order(c.series for c in everything)
     lines = []
-    for (protocol, setting), group in cells.items():
-        text = [_with_spread(group[s.label].row) if s.label in group else "" for s in series]
-        lines.append((f"{words.protocol_name(protocol)}, {words.labels_used(*setting)}", text))
-    return Grid(series, lines)
+    for protocol, setting, cells in groups:
+        found = {c.series: _point(task, c, cells) for c in cells}
+        used = ", ".join(filter(None, (words.labels_used(*setting), averaged(cells))))
+        lines.append((words.protocol_name(protocol), used, [found.get(s) for s in series]))
+    compared, spread = sum(len(c.comparisons) for c in everything), any(p and p.quiet for *_, ps in lines for p in ps)
+    return FewerLabels(series, lines, compared, spread, any(c.several_seeds for c in everything))
 
 
-def _with_spread(row: Row) -> str:
-    spread = row.spread.get("auroc", math.nan)
-    return span(row.metric("auroc")) + ("" if math.isnan(spread) else f" ± {words.number(spread)}")
+def _point(task: Task, cell: Cell, beside: Sequence[Cell]) -> Point:
+    spread = math.nan if cell.several_seeds else cell.row.spread.get("auroc", math.nan)
+    quiet = "" if math.isnan(spread) else f"± {words.number(spread)}"
+    return Point(cell.over_seeds, quiet, is_reference(task, cell, beside), Said.of(task, cell, all_seeds=True))
 
 
-def _in_order(series: Iterable[Series]) -> list[Series]:
+def in_order(series: Iterable[Series]) -> list[Series]:
+    """Each once, in the order of the report."""
     return sorted(set(series), key=lambda s: s.number)
 
 

@@ -148,20 +148,36 @@ def _add_results(study: Study, folder: Path) -> None:
 
 
 def _merge(study: Study, folder: Path, rows: list[Row]) -> None:
-    """Rows that are new; weights whose name is taken by others measured in the same way get their folder beside it."""
+    """Rows that are new; where others have the name of their weights, the folder goes beside it."""
     known = {row.key: row for row in study.rows}
-    taken = {(row.test_set, row.setting, row.label) for row in study.rows}
     new = [row for row in rows if row.key not in known]
-    twice = {row.weights for row in new if (row.test_set, row.setting, row.weights) in taken}
+    groups: dict[tuple[str, tuple[int, str]], list[Row]] = {}
     for row in new:
-        label = f"{row.weights} [{_shown(folder)}]" if row.weights in twice else row.weights
-        study.rows.append(row.model_copy(update={"label": label}))
+        groups.setdefault((row.weights, row.made_of), []).append(row)
+    labels: dict[tuple[str, tuple[int, str]], str] = {}
+    for same, group in groups.items():
+        labels[same] = _label(group, study.rows, {*labels.values()}, folder)
+    study.rows += [row.model_copy(update={"label": labels[row.weights, row.made_of]}) for row in new]
     for row in rows:
         if row.key in known and str(row.metrics) != str(known[row.key].metrics):
             where = f"{row.weights} on {row.task} ({row.protocol})"
             kept = known[row.key].folder
             others = f"is also in {_shown(folder)} with other figures"
             study.notes.append(f"{where} {others}; those of {_shown(kept)} are shown")
+
+
+def _label(group: Sequence[Row], before: Sequence[Row], taken: set[str], folder: Path) -> str:
+    """Of the weights of these rows: that of the same weights before, unless these were measured in the same way too."""
+    name, made_of = group[0].weights, group[0].made_of
+    places = {(row.test_set, row.setting) for row in group}
+    labels = dict.fromkeys([name, *(row.label for row in before if row.weights == name)])
+    for label in labels:
+        there = [row for row in before if row.label == label]
+        same = all(row.made_of == made_of and (row.test_set, row.setting) not in places for row in there)
+        if same and label not in taken:
+            return label
+    fresh = f"{name} [{_shown(folder)}]"
+    return fresh if fresh not in {*labels, *taken} else f"{name} [{_shown(folder)}, {len(labels) + len(taken)}]"
 
 
 def _shown(path: Path) -> str:

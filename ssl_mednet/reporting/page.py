@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from ssl_mednet.reporting import plots, words
 from ssl_mednet.reporting.gallery import Gallery, build_gallery
-from ssl_mednet.reporting.leaderboard import Board, Grid, Overview, fewer_labels, leaderboard, overview
+from ssl_mednet.reporting.leaderboard import Board, FewerLabels, Overview, fewer_labels, in_order, leaderboard, overview
 from ssl_mednet.reporting.load import Study
 from ssl_mednet.reporting.pictures import data_uri
 from ssl_mednet.reporting.plots import Panel, Proof, Robustness
@@ -32,8 +32,7 @@ class TaskView:
     chosen: list[list[str]]
     label_panels: list[Panel]
     label_series: list[Series]
-    draws: int
-    fewer: Grid | None
+    fewer: FewerLabels | None
     proofs: list[Proof]
     histories: list[Panel]
     history_series: list[Series]
@@ -46,7 +45,7 @@ class TaskView:
         """Anchors within the task, for the table of contents."""
         parts = [
             ("board", "Leaderboard", self.board),
-            ("labels", "With fewer labels", self.label_panels),
+            ("labels", "With fewer labels", self.fewer),
             ("proof", "In detail", self.proofs),
             ("robust", "Robustness", self.robustness),
             ("images", "Images", self.gallery.maps or self.gallery.neighbours or self.gallery.mistakes),
@@ -156,38 +155,35 @@ def _lead(tasks: Sequence[Task], runs: Sequence[PretrainingRun]) -> str:
         return f"What {words.count(len(runs), 'pretraining run')} wrote about {'itself' if one else 'themselves'}."
     names = dict.fromkeys(s.name for t in tasks for s in t.series.values() if any(r.label == s.label for r in t.rows))
     names.pop("baseline:majority", None)
-    images = sum(t.one.n for t in tasks)
+    images, copies = sum(t.one.n for t in tasks), sum(sum(t.one.copies.values()) for t in tasks)
     where = words.count(len(tasks), "labelled set")
+    apart = "any choice" if copies else "training or in any choice"
+    are = "is" if copies == 1 else "are"
+    among = f"; {copies:,} of them {are} among the training images too, exactly or nearly" if copies else ""
     return (
         f"How well {words.join(names)} {'serves' if len(names) == 1 else 'serve'} to tell medical images apart, "
-        f"measured on {where} with {images:,} test images that took no part in training or in any choice."
+        f"measured on {where} with {images:,} test images that took no part in {apart}{among}."
     )
 
 
 def _task_view(task: Task, published: list[Beside]) -> TaskView:
     proofs = [plots.prove(task, protocol) for protocol in task.protocols]
     label_panels, histories = plots.label_curves(task), plots.histories(task)
-    several = [r for r in task.rows if r.protocol not in ("majority", "robustness")]
     return TaskView(
         task,
         _introduction(task),
         leaderboard(task),
         list(_chosen(task)),
         label_panels,
-        _series(task, (r.label for r in several)),
-        max((r.draws or 0 for r in task.rows), default=0),
+        in_order(s for panel in label_panels for s in panel.shown),
         fewer_labels(task),
         proofs,
         histories,
-        _series(task, (r.label for r in task.rows if r.history)),
+        in_order(s for panel in histories for s in panel.shown),
         plots.robustness(task),
         build_gallery(task, proofs[0] if proofs else None),
         published,
     )
-
-
-def _series(task: Task, labels: Iterable[str]) -> list[Series]:
-    return sorted({task.series[label] for label in labels}, key=lambda s: s.number)
 
 
 def _introduction(task: Task) -> str:
@@ -199,14 +195,14 @@ def _introduction(task: Task) -> str:
     versions = {r.data_fingerprint for r in task.rows}
     odd = f" Its rows come from {len(versions)} versions of the data (see Provenance)." if len(versions) > 1 else ""
     several = any(cell.other_seeds for p in task.protocols for cell in task.cells(p))
-    seeds = " Where several seeds were run, figures and intervals are of the first." if several else ""
+    seeds = " Where several seeds were run, figures and intervals on all labels are of the first." if several else ""
     return said + odd + seeds
 
 
 def _chosen(task: Task) -> Iterable[list[str]]:
     for cell in all_cells(task):
         row = cell.row
-        chosen = {k: v for k, v in row.chosen_on_val.items() if v not in ("", None, True)}
+        chosen = {k: v for k, v in row.chosen_on_val.items() if v is not None and v is not True and v != ""}
         if chosen:
             said = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in chosen.items())
             used = words.labels_used(row.labels, row.shots)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from ssl_mednet.reporting import theme
 from ssl_mednet.reporting.load import Thumbnails
 
 QUALITY = 90  # of the JPEG: for recognising an image, not for reading it
@@ -75,12 +76,9 @@ def on_map(xy: np.ndarray, width: int, height: int, margin: float = 14) -> tuple
 
 
 def shapes(points: Iterable[Sequence[float]], number: int) -> str:
-    """SVG path data: at each point the shape of class ``number``: circle, square, triangle, diamond and so on.
-
-    Where the colors begin again the shapes are one off, so that no two of 49 classes look the same.
-    """
-    shape = _SHAPES[(number + number // len(_SHAPES)) % len(_SHAPES)]
-    return "".join(f"M{x:g} {y:g}{shape}" for x, y in points)
+    """SVG path data: at each point the shape of class ``number``: circle, square, triangle, diamond and so on."""
+    path = _SHAPES[theme.shape(number)]
+    return "".join(f"M{x:g} {y:g}{path}" for x, y in points)
 
 
 def _polygon(*corners: tuple[float, float]) -> str:

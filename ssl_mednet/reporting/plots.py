@@ -11,11 +11,11 @@ from markupsafe import Markup
 
 from ssl_mednet.reporting import curves, figures, words
 from ssl_mednet.reporting.figures import AxisText, Line
-from ssl_mednet.reporting.leaderboard import Grid, Said, per_class, span
+from ssl_mednet.reporting.leaderboard import Grid, Said, is_reference, per_class, span
 from ssl_mednet.reporting.load import Missing, Predictions, load_predictions
 from ssl_mednet.reporting.pretraining import PretrainingRun
 from ssl_mednet.reporting.rows import Row
-from ssl_mednet.reporting.tasks import Cell, Series, Task
+from ssl_mednet.reporting.tasks import Cell, Series, Task, averaged
 
 SMALL = 224  # width of the panels of which there are many, pixels
 _CURVES = {
@@ -41,11 +41,11 @@ _CURVES = {
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure and, where each has its own, the sentence below it."""
+    """A figure, the weights whose curves it shows and, where each has its own, the sentence below it."""
 
     svg: Markup
     caption: str = ""
-    series: Series | None = None
+    shown: tuple[Series, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _reliability(name: str, row: Row, series: Series, found: Predictions) -> Pan
     errors = [f"{words.metric_name(m)} {span(row.metric(m))}" for m in ("ece", "ece_calibrated") if m in row.metrics]
     said = AxisText(_cut(series.name), "confidence", "share that came true", f"reliability of {series.name}")
     caption = " ".join([curves.describe_reliability(bins), *([f"{'; '.join(errors)}."] if errors else [])])
-    return Panel(figures.reliability_panel(name, said, bins, series.number), caption, series)
+    return Panel(figures.reliability_panel(name, said, bins, series.number), caption, (series,))
 
 
 def _confusion(series: Series, found: Predictions) -> Confusion:
@@ -159,7 +159,7 @@ def _cut(name: str, longest: int = 44) -> str:
 def label_curves(task: Task) -> list[Panel]:
     """AUROC over labels a class, and over the share of labels, one panel a protocol."""
     panels = []
-    for protocol in words.PROTOCOLS:
+    for protocol in task.every_protocol:
         settings = [s for s in task.settings(protocol) if protocol != "robustness"]
         for by_shots in (True, False):
             places = [s for s in settings if (s[1] is not None) is by_shots and any(x is not None for x in s)]
@@ -171,28 +171,36 @@ def label_curves(task: Task) -> list[Panel]:
 def _label_panel(task: Task, protocol: str, places: list[tuple[float | None, int | None]], by_shots: bool) -> Panel:
     at = [float((shots if by_shots else labels) or 0) for labels, shots in places]
     ticks = {x: f"{x:g}" if by_shots else words.share(x) for x in at}
-    found: dict[int, list[tuple[float, Cell]]] = {}
+    found: dict[Series, list[tuple[float, Cell]]] = {}
     for x, (labels, shots) in zip(at, places, strict=True):
         for cell in task.cells(protocol, labels, shots):
-            found.setdefault(cell.series.number, []).append((x, cell))
+            found.setdefault(cell.series, []).append((x, cell))
     drawn = []
-    for number, points in found.items():
-        estimates = [cell.row.metric("auroc") for _, cell in points]
+    for series, points in found.items():
+        estimates = [cell.over_seeds for _, cell in points]
         low, high = [e.low for e in estimates], [e.high for e in estimates]
-        drawn.append(Line([x for x, _ in points], [e.value for e in estimates], number, low, high))
-    title = words.protocol_name(protocol)
+        drawn.append(Line([x for x, _ in points], [e.value for e in estimates], series.number, low, high))
+    title = _cut(words.protocol_name(protocol))
     over = "labelled images a class" if by_shots else "share of the training labels"
     said = AxisText(title, over, "AUROC", f"AUROC over {over}, {title}")
     kind = "shots" if by_shots else "share"
-    return Panel(figures.lines(f"{task.anchor}-{protocol}-{kind}", said, drawn, ticks=ticks))
+    svg = figures.lines(f"{task.anchor}-{protocol}-{kind}", said, drawn, ticks=ticks)
+    return Panel(svg, _behind([cell for points in found.values() for _, cell in points]), tuple(found))
+
+
+def _behind(cells: Sequence[Cell]) -> str:
+    """What stands behind the points and bands of a panel."""
+    band = "from the lowest to the highest seed" if any(c.several_seeds for c in cells) else "95\u00a0% interval"
+    points = f"Points: {said}. " if (said := averaged(cells)) else ""
+    return f"{points}Bands: {band}."
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """Curves of every corruption, and the mean over all of them: (weights, mean, clean, verdict)."""
+    """Curves of every corruption, and the mean over all: (weights, mean, clean, whether the reference, verdict)."""
 
     panels: list[Panel]
-    lines: list[tuple[Series, str, str, Said | None]]
+    lines: list[tuple[Series, str, str, bool, Said | None]]
 
 
 def robustness(task: Task) -> Robustness | None:
@@ -214,7 +222,7 @@ def robustness(task: Task) -> Robustness | None:
     lines = []
     for cell in cells:
         mean, clean = (span(cell.row.metric(m)) for m in ("balanced_error", "clean_balanced_error"))
-        lines.append((cell.series, mean, clean, Said.of(cell.against_first)))
+        lines.append((cell.series, mean, clean, is_reference(task, cell, cells), Said.of(task, cell)))
     return Robustness(panels, lines)
 
 
@@ -224,15 +232,16 @@ def histories(task: Task) -> list[Panel]:
     for protocol in task.protocols:
         cells = [c for c in task.cells(protocol) if c.row.history]
         for column, title in (("loss", "training loss"), ("val_auroc", "AUROC on val")):
-            drawn = []
+            drawn: dict[Series, Line] = {}
             for cell in cells:
                 points = [(e.get("epoch", i), e[column]) for i, e in enumerate(cell.row.history, 1) if column in e]
                 if points:
-                    drawn.append(Line([x for x, _ in points], [y for _, y in points], cell.series.number))
+                    drawn[cell.series] = Line([x for x, _ in points], [y for _, y in points], cell.series.number)
             if drawn:
-                shown = f"{words.protocol_name(protocol)}: {title}"
-                said = AxisText(shown, "epoch", title, shown)
-                panels.append(Panel(figures.lines(f"{task.anchor}-{protocol}-{column}", said, drawn)))
+                name = words.protocol_name(protocol)
+                said = AxisText(_cut(name), "epoch", title, f"{name}: {title}")
+                svg = figures.lines(f"{task.anchor}-{protocol}-{column}", said, [*drawn.values()])
+                panels.append(Panel(svg, shown=tuple(drawn)))
     return panels
 
 

@@ -94,12 +94,13 @@ class Beside:
 
 def beside(references: References, rows: Sequence[Row]) -> list[Beside]:
     """Every published result of a task next to the row of ours whose protocol comes nearest."""
-    if not rows:
+    ours = [row for row in rows if row.ordinary]
+    if not ours:
         return []
     pairs = []
-    for result in references.of_task(rows[0]):
+    for result in references.of_task(ours[0]):
         protocol = references.protocols[result.protocol]
-        row = min(rows, key=lambda r: _distance(r, protocol))
+        row = min(ours, key=lambda r: _distance(r, protocol))
         images, method = same_images(references, result, row), same_protocol(protocol, result, row)
         pairs.append(Beside(result, references.sources[result.source], protocol.words, row, images, method))
     return pairs

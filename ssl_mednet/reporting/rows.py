@@ -115,6 +115,16 @@ class Row(Record):
         return {"label": given["weights"]} | given if isinstance(given, dict) and "weights" in given else given
 
     @property
+    def ordinary(self) -> bool:
+        """Whether it says how good weights are: neither the trivial baseline nor about corrupted images."""
+        return self.protocol != "majority" and not self.robust
+
+    @property
+    def labels_drawn(self) -> int | None:
+        """Over how many draws of labels its figures are means; None where nothing was drawn."""
+        return (self.draws or 1) if self.shots is not None or (self.labels or 1.0) < 1 else None
+
+    @property
     def several_draws(self) -> bool:
         """Whether the figures are means over draws of labels, so that there is no one set of predictions."""
         return (self.draws or 1) > 1
@@ -132,6 +142,16 @@ class Row(Record):
     def robust(self) -> bool:
         """Whether it is about corrupted images: errors instead of an AUROC, and on a part of the test images."""
         return self.protocol == "robustness"
+
+    @property
+    def main_metric(self) -> str:
+        """What weights are compared by."""
+        return "balanced_error" if self.robust else "auroc"
+
+    @property
+    def made_of(self) -> tuple[int, str]:
+        """Differs where weights of one name are not the same ones; an untrained net is another one for every seed."""
+        return self.image_size, self.architecture if self.weights.startswith("random:") else self.weights_sha256
 
     @property
     def test_set(self) -> tuple[str, int, tuple[str, ...]]:

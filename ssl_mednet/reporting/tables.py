@@ -7,56 +7,71 @@ import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from ssl_mednet.reporting import words
 from ssl_mednet.reporting.references import Beside
-from ssl_mednet.reporting.rows import Comparison, Estimate, source_name
+from ssl_mednet.reporting.rows import Estimate, source_name
 from ssl_mednet.reporting.tasks import ALL_METRICS, NOT_SEEDS, ROBUST_METRICS, Cell, Task
 
+ROBUST = "robustness to corrupted images"
+SPREAD = "after ± the deviation between draws of labels"
 P_NOTE = "p values are of a paired bootstrap and not corrected for the number of comparisons."
 
 
 @dataclass(frozen=True)
 class Table:
-    """Text cells of one task: a head, lines of the same length, and what must be said beside them."""
+    """Text cells of one task: a head, lines of the same length, and what must be said beside them.
+
+    Args:
+        settings: how many columns after the first say what was done.
+    """
 
     title: str
     caption: str
     head: list[str]
     lines: list[list[str]]
+    settings: int
 
 
 def all_cells(task: Task) -> Iterator[Cell]:
     """Every row of a task: protocols in the report's order, labels from few to all, then weights."""
-    found = {r.protocol for r in task.rows}
-    for protocol in sorted(found, key=lambda p: (words.protocol_rank(p), p)):
+    for protocol in task.every_protocol:
         for labels, shots in task.settings(protocol):
             for cell in task.cells(protocol, labels, shots):
-                yield cell
-                yield from (Cell(cell.series, row, (), task.against_first(row)) for row in cell.other_seeds)
+                yield from (task.cell(row) for row in (cell.row, *cell.other_seeds))
 
 
 def table_of(task: Task, robust: bool = False) -> Table | None:
     """The rows of a task that have an AUROC, or those of its robustness; None where there are none."""
-    wanted = ROBUST_METRICS if robust else ALL_METRICS
     cells = [c for c in all_cells(task) if c.row.robust is robust]
-    metrics = [m for m in wanted if any(m in c.row.metrics for c in cells)]
+    return _table(task, cells, ROBUST_METRICS, ROBUST) if robust else _table(task, cells, ALL_METRICS, spread=True)
+
+
+def _table(
+    task: Task, cells: Sequence[Cell], wanted: Sequence[str], part: str = "", spread: bool = False
+) -> Table | None:
     if not cells:
         return None
-    several_seeds = len({c.row.seed for c in cells}) > 1
-    head = ["weights", "protocol", "labels", *(["seed"] if several_seeds else [])]
+    metrics = [m for m in wanted if any(m in c.row.metrics for c in cells)]
+    drawn, several_seeds = any(c.row.labels_drawn for c in cells), len({c.row.seed for c in cells}) > 1
+    settings = ["protocol", "labels", *(["draws"] if drawn else [])]
+    head = ["weights", *settings, *(["seed"] if several_seeds else [])]
     head += [words.metric_name(m) for m in metrics] + [f"compared with {task.series[task.first].name}"]
     lines = []
     for cell in cells:
         row = cell.row
-        seed = [str(row.seed)] if several_seeds else []
-        used = words.labels_used(row.labels, row.shots)
-        figures = [interval(row.metric(m)) if m in row.metrics else "" for m in metrics]
-        line = [cell.series.name, words.protocol_name(row.protocol), used, *seed, *figures]
-        lines.append([*line, verdict(cell.against_first)])
-    if robust:
-        return Table(f"{task.name}: robustness to corrupted images", task.robust_caption, head, lines)
-    return Table(task.name, task.caption, head, lines)
+        line = [cell.series.name, words.protocol_name(row.protocol), words.labels_used(row.labels, row.shots)]
+        line += [str(row.labels_drawn or "")] if drawn else []
+        line += [str(row.seed)] if several_seeds else []
+        for m in metrics:
+            deviation = row.spread.get(m, math.nan) if spread else math.nan
+            after = "" if math.isnan(deviation) else f" ± {words.number(deviation)}"
+            line.append(interval(row.metric(m)) + after if m in row.metrics else "")
+        lines.append([*line, verdict(task, cell)])
+    caption = task.robust_caption if part == ROBUST else task.caption
+    caption += f"; {SPREAD}" if spread and any(c.row.spread for c in cells) else ""
+    return Table(f"{task.name}: {part}" if part else task.name, caption, head, lines, len(settings))
 
 
 def interval(estimate: Estimate) -> str:
@@ -67,9 +82,12 @@ def interval(estimate: Estimate) -> str:
     return f"{value} [{words.number(estimate.low)}, {words.number(estimate.high)}]"
 
 
-def verdict(compared: Comparison | None) -> str:
-    """``"better, p = 0.012"``; empty where nothing was compared."""
-    return f"{compared.verdict}, {words.p_value(compared.p)}" if compared else ""
+def verdict(task: Task, cell: Cell) -> str:
+    """``"better, p = 0.012"``, and than what if not than the first weights; empty where nothing was compared."""
+    if not cell.compared or not cell.reference:
+        return ""
+    than = "" if cell.reference.label == task.first else f" (with {cell.reference.name})"
+    return f"{cell.compared.verdict}, {words.p_value(cell.compared.p)}{than}"
 
 
 def tables(tasks: Sequence[Task]) -> list[Table]:
@@ -135,7 +153,8 @@ _PROOF = ("architecture", "weights_sha256", "data_fingerprint")
 def as_csv(tasks: Sequence[Task]) -> str:
     """One line a row with full precision; what is not defined is ``n/a``, what does not apply is empty."""
     names = [m for m in (*ALL_METRICS, *ROBUST_METRICS) if any(m in r.metrics for t in tasks for r in t.rows)]
-    figures = [column for m in names for column in (m, f"{m}_low", f"{m}_high")]
+    spread = [m for m in names if any(m in r.spread for t in tasks for r in t.rows)]
+    figures = [column for m in names for column in (m, f"{m}_low", f"{m}_high")] + [f"{m}_spread" for m in spread]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [*_FACTS, *_COUNTS, *figures, *_VERDICT, *_PROOF], restval="", lineterminator="\n")
     writer.writeheader()
@@ -146,16 +165,17 @@ def as_csv(tasks: Sequence[Task]) -> str:
 
 
 def _csv_row(task: Task, cell: Cell) -> dict[str, object]:
-    row, compared = cell.row, cell.against_first
+    row, compared, reference = cell.row, cell.compared, cell.reference
     found: dict[str, object] = {name: getattr(row, name) for name in (*_FACTS, *_COUNTS, *_PROOF) if hasattr(row, name)}
     found |= {"task": task.name, "source": source_name(row.source), "weights": cell.series.name}
-    found |= {"classes": len(row.classes), "splits_made": " ".join(row.splits_made)}
+    found |= {"classes": len(row.classes), "splits_made": " ".join(row.splits_made), "draws": row.labels_drawn}
     found["intervals_by"] = "group" if row.grouped else "image: no groups"
     for name, estimate in row.metrics.items():
         if name in (*ALL_METRICS, *ROBUST_METRICS):
             found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    if compared:
-        values = (task.series[task.first].name, compared.metric, compared.value, compared.low, compared.high)
+    found |= {f"{name}_spread": value for name, value in row.spread.items() if name in ALL_METRICS}
+    if compared and reference:
+        values = (reference.name, compared.metric, compared.value, compared.low, compared.high)
         found |= dict(zip(_VERDICT, (*values, compared.p, compared.verdict), strict=True))
     return {
         k: words.NOTHING if isinstance(v, float) and math.isnan(v) else v for k, v in found.items() if v is not None
@@ -176,27 +196,44 @@ _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 
 def latex(tasks: Sequence[Task]) -> str:
-    """A table environment a task; needs the packages booktabs and graphicx."""
-    parts = ["% needs \\usepackage{booktabs} and \\usepackage{graphicx}"]
-    for i, table in enumerate(tables(tasks), 1):
+    """Tables that fit a page: two figures a row, all labels and fewer apart; needs booktabs and adjustbox."""
+    parts = ["% needs \\usepackage{booktabs} and \\usepackage{adjustbox}"]
+    for i, table in enumerate((table for task in tasks for table in _short_tables(task)), 1):
         caption = f"{table.title}: {table.caption}. {NOT_SEEDS} {P_NOTE}"
-        body = [" & ".join(map(_tex, line)) + r" \\" for line in table.lines]
+        kept = [0, *range(1 + table.settings, len(table.head))]
         parts += [
             r"\begin{table}",
             rf"\caption{{{_tex(caption)}}}",
             rf"\label{{tab:ssl-mednet-{i}}}",
-            r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{{'l' * len(table.head)}}}",
+            r"\footnotesize",
+            r"\begin{adjustbox}{max width=\linewidth, max totalheight=0.8\textheight}",
+            rf"\begin{{tabular}}{{{'l' * len(kept)}}}",
             r"\toprule",
-            " & ".join(map(_tex, table.head)) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            r"\end{table}",
-            "",
+            " & ".join(_tex(table.head[k]) for k in kept) + r" \\",
         ]
+        for setting, lines in groupby(table.lines, key=lambda line: line[1 : 1 + table.settings]):
+            parts += [r"\midrule", rf"\multicolumn{{{len(kept)}}}{{l}}{{{_tex(_setting(table.head, setting))}}} \\"]
+            parts += [" & ".join(_tex(line[k]) for k in kept) + r" \\" for line in lines]
+        parts += [r"\bottomrule", r"\end{tabular}", r"\end{adjustbox}", r"\end{table}", ""]
     return "\n".join(parts) + "\n"
+
+
+def _short_tables(task: Task) -> Iterator[Table]:
+    """Of a task the rows on all labels, those on fewer, and robustness, with the two figures that matter most."""
+    figures = ["auroc", *(["average_precision"] if task.one.kind == "multi-label" else []), "balanced_accuracy"]
+    parts: dict[str, list[Cell]] = {"": [], "fewer labels": [], ROBUST: []}
+    for cell in all_cells(task):
+        parts[ROBUST if cell.row.robust else "" if cell.row.all_labels else "fewer labels"].append(cell)
+    for part, cells in parts.items():
+        there = [m for m in (ROBUST_METRICS if part == ROBUST else figures) if any(m in c.row.metrics for c in cells)]
+        if (table := _table(task, cells, there[:2], part)) is not None:
+            yield table
+
+
+def _setting(head: Sequence[str], setting: Sequence[str]) -> str:
+    """``"linear probe; labels: 10 %; draws: 20"``."""
+    protocol, *others = setting
+    return "; ".join([protocol, *(f"{name}: {said}" for name, said in zip(head[2:], others, strict=False) if said)])
 
 
 def _tex(text: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from ssl_mednet.reporting import words
 from ssl_mednet.reporting.load import Study
-from ssl_mednet.reporting.rows import Comparison, Row
+from ssl_mednet.reporting.rows import Comparison, Estimate, Row
 
 MAIN_METRICS = ("auroc", "average_precision", "accuracy", "balanced_accuracy", "macro_f1", "quadratic_kappa")
 ALL_METRICS = (*MAIN_METRICS, "ece", "ece_calibrated")
@@ -28,23 +28,43 @@ class Series:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one set of weights came to in one setting: the row of the first seed, and those of the others."""
+    """What one set of weights came to in one setting: the row of the first seed, and those of the others.
+
+    Args:
+        reference: the weights that these are compared with.
+        comparisons: with the reference, one a seed, as far as they were made.
+    """
 
     series: Series
     row: Row
     other_seeds: tuple[Row, ...] = ()
-    against_first: Comparison | None = None
+    reference: Series | None = None
+    comparisons: tuple[Comparison, ...] = ()
+
+    @property
+    def compared(self) -> Comparison | None:
+        """The row less that of the reference."""
+        return next((c for c in self.comparisons if c.seed == self.row.seed), None)
+
+    @property
+    def several_seeds(self) -> bool:
+        return bool(self.other_seeds)
+
+    @property
+    def over_seeds(self) -> Estimate:
+        """Of several seeds their mean, from the lowest to the highest; of one its figure and interval."""
+        if not self.several_seeds:
+            return self.row.metric(self.row.main_metric)
+        values = [r.metric(r.main_metric).value for r in (self.row, *self.other_seeds)]
+        return Estimate(value=sum(values) / len(values), low=min(values), high=max(values))
 
     @property
     def seeds(self) -> str:
         """``"3 seeds: mean 0.951, 0.948 to 0.957"``, empty for one seed."""
-        rows = (self.row, *self.other_seeds)
-        values = [r.metric("balanced_error" if r.robust else "auroc").value for r in rows]
-        if len(values) < 2:
+        if not self.several_seeds:
             return ""
-        mean = sum(values) / len(values)
-        span = f"{words.number(min(values))} to {words.number(max(values))}"
-        return f"{len(values)} seeds: mean {words.number(mean)}, {span}"
+        mean, low, high = (words.number(v) for v in (self.over_seeds.value, self.over_seeds.low, self.over_seeds.high))
+        return f"{1 + len(self.other_seeds)} seeds: mean {mean}, {low} to {high}"
 
 
 @dataclass(frozen=True)
@@ -59,9 +79,8 @@ class Task:
 
     @cached_property
     def one(self) -> Row:
-        """A row to ask about the task itself: one that used all labels, where there is one."""
-        wanted = (r for r in self.rows if r.all_labels and r.protocol != "majority" and not r.robust)
-        return next(wanted, self.rows[0])
+        """A row to ask about the task itself: of weights, and one that used all labels, where there are such."""
+        return min(self.rows, key=lambda r: (not r.ordinary, not r.all_labels))
 
     @cached_property
     def first(self) -> str:
@@ -75,9 +94,13 @@ class Task:
     @cached_property
     def protocols(self) -> list[str]:
         """Those of one set of predictions on all labels, in the report's order; the first is the main one."""
-        skip = {"majority", "robustness"}
-        found = {r.protocol for r in self.rows if r.all_labels and not r.several_draws} - skip
-        return sorted(found, key=lambda p: (words.protocol_rank(p), p))
+        found = {r.protocol for r in self.rows if r.ordinary and r.all_labels and not r.several_draws}
+        return [p for p in self.every_protocol if p in found]
+
+    @cached_property
+    def every_protocol(self) -> list[str]:
+        """All that there are, in the report's order, also those that the report does not know."""
+        return sorted({r.protocol for r in self.rows}, key=lambda p: (words.protocol_rank(p), p))
 
     def cells(self, protocol: str, labels: float | None = 1.0, shots: int | None = None) -> list[Cell]:
         """The weights that were measured in this setting, in the order of the report."""
@@ -85,18 +108,28 @@ class Task:
         for row in self.rows:
             if (row.protocol, row.labels, row.shots) == (protocol, labels, shots):
                 by_label.setdefault(row.label, []).append(row)
-        cells = []
-        for label in sorted(by_label, key=lambda name: self.series[name].number):
-            row, *others = by_label[label]
-            cells.append(Cell(self.series[label], row, tuple(others), self.against_first(row)))
-        return cells
+        return [self.cell(*by_label[label]) for label in sorted(by_label, key=lambda name: self.series[name].number)]
 
-    def against_first(self, row: Row) -> Comparison | None:
-        """The row less that of the first weights in the same setting; None for the first, or where none was made."""
-        first = next((r for r in self.rows if r.label == self.first and r.setting == row.setting), None)
-        if first is None or first is row:
-            return None
-        return self.study.difference(row, first, "balanced_error" if row.robust else "auroc")
+    def cell(self, row: Row, *others: Row) -> Cell:
+        """One set of weights in one setting, at one seed or several, beside what it is compared with."""
+        found = [pair for r in (row, *others) if (pair := self._against(r))]
+        label = found[0][0] if found else ""
+        comparisons = tuple(compared for name, compared in found if name == label)
+        return Cell(self.series[row.label], row, others, self.series.get(label), comparisons)
+
+    def _against(self, row: Row) -> tuple[str, Comparison] | None:
+        """Label of what a row is compared with, and the row less that; None where no comparison was made.
+
+        It is the first weights; where the row was not evaluated beside them, others of their name, or else the first
+        that it was evaluated beside.
+        """
+
+        def order(r: Row) -> tuple[bool, bool, int]:
+            return r.label != self.first, r.weights != self.one.weights, self.series[r.label].number
+
+        beside = sorted((r for r in self.rows if r.setting == row.setting and order(r) < order(row)), key=order)
+        found = ((r.label, self.study.difference(row, r, row.main_metric)) for r in beside)
+        return next(((label, compared) for label, compared in found if compared), None)
 
     def settings(self, protocol: str) -> list[tuple[float | None, int | None]]:
         """How many labels a protocol was given, from few to all: (share, labels a class)."""
@@ -107,7 +140,9 @@ class Task:
     def caption(self) -> str:
         """n, groups and splits: what must be said beside every table of the task."""
         row = self.one
-        images = f"{row.n_train:,} training, " + (f"{row.n_val:,} validation and " if row.n_val is not None else "")
+        same = [r.n_train for r in self.rows if r.ordinary and r.all_labels == row.all_labels] or [row.n_train]
+        trained = " to ".join(dict.fromkeys(f"{n:,}" for n in (min(same), max(same))))
+        images = f"{trained} training, " + (f"{row.n_val:,} validation and " if row.n_val is not None else "")
         said = [f"{images}{words.count(row.n, 'test image')}", self.interval_note]
         if row.splits_made:
             plural = "s" if len(row.splits_made) > 1 else ""
@@ -135,6 +170,20 @@ class Task:
         if self.one.grouped:
             return "95\u00a0% intervals by group (images of one patient, lesion or slide are drawn together)"
         return "no groups: 95\u00a0% intervals by image, too narrow if a patient has several images"
+
+
+def averaged(cells: Sequence[Cell]) -> str:
+    """What figures are means over, ``"mean over 20 draws of the labels"``; empty for all labels at one seed."""
+    draws = sorted({n for c in cells for r in (c.row, *c.other_seeds) if (n := r.labels_drawn)})
+    seeds = sorted({1 + len(c.other_seeds) for c in cells})
+    several = max(seeds, default=1) > 1
+    said = []
+    if draws:
+        drawn = f"mean over {words.join(map(str, draws))} draws" if draws[-1] > 1 else "one draw"
+        said.append(f"{drawn} of the labels{' a seed' if several else ''}")
+    if several:
+        said.append(f"mean over {words.join(map(str, seeds))} seeds")
+    return ", ".join(said)
 
 
 def sort_into_tasks(study: Study) -> list[Task]:

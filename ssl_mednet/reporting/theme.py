@@ -44,6 +44,11 @@ _ID = re.compile(r' id="([^"]*)"')
 _REFERENCE = re.compile(r'(url\(#|href="#)([^)"]+)')
 
 
+def shape(number: int) -> int:
+    """Which of the markers a series has. Where the colours begin again they are one off: 49 series look different."""
+    return (number + number // len(MARKERS)) % len(MARKERS)
+
+
 def variables(colors: dict[str, str], series: tuple[str, ...]) -> str:
     """CSS custom properties: ``--ink: #1b1f24; ... --s0: ...``."""
     named = colors | {f"s{i}": color for i, color in enumerate(series)}

@@ -94,10 +94,13 @@ def test_overview_has_a_cell_for_all_weights_and_tasks(tasks: list[Task]) -> Non
 def test_fewer_labels_and_classes(tasks: list[Task]) -> None:
     grid = fewer_labels(tasks[0])
     assert grid is not None
-    names = [name for name, _ in grid.lines]
-    assert names[:3] == ["linear probe, 1\u00a0%", "linear probe, 10\u00a0%", "linear probe, all"]
-    assert "few-shot, nearest centroid, 50 a class" in names
-    assert "± 0.020" in grid.lines[0][1][0]
+    names = [(name, used) for name, used, _ in grid.lines]
+    drawn = "mean over 20 draws of the labels"
+    assert names[:3] == [("linear probe", s) for s in (f"1\u00a0%, {drawn}", f"10\u00a0%, {drawn}", "all")]
+    assert ("few-shot, nearest centroid", f"50 a class, {drawn}") in names
+    first = grid.lines[0][2][0]
+    assert first is not None
+    assert first.quiet == "± 0.020"
     recall = per_class(tasks[2], "linear", "auroc")
     assert recall is not None
     assert [name for name, _ in recall.lines] == tasks[2].one.classes

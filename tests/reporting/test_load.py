@@ -68,8 +68,8 @@ def test_a_comparison_is_about_the_other_weights(results: Path) -> None:
     task = sort_into_tasks(load_study([results]))[0]
     first, other, _ = task.cells("linear")
     assert written["a"] == first.row.weights
-    assert first.against_first is None
-    compared = other.against_first
+    assert first.compared is None
+    compared = other.compared
     assert compared is not None
     assert written["verdict"] == "better"
     assert compared.verdict == "worse"
@@ -97,7 +97,46 @@ def test_weights_of_one_name_in_two_folders_are_told_apart(results: Path, copy: 
     cells = sort_into_tasks(study)[0].cells("linear")
     assert len(cells) == 6
     assert sum(f"[{copy.parent.name}/copy]" in c.series.name for c in cells) == 3
-    assert sum(c.against_first is not None for c in cells) == 2  # nothing is compared across folders
+    assert [c.reference and c.reference.name for c in cells[:3]] == [None, "gray", "gray"]
+    assert [c.reference and c.reference.name for c in cells[3:]] == [None, cells[3].series.name, cells[3].series.name]
+    for cell in cells:  # nothing is compared across folders
+        assert cell.compared is None or cell.row.folder == (results, copy)["[" in cell.series.name]
+
+
+def other_weights(key: str = "y", **facts: Any) -> Any:
+    """All that one folder holds measured with other weights of the same names, at other amounts of labels."""
+
+    def edit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        few = [r for r in rows if r["protocol"] == "few_shot_linear"]
+        for row in few:
+            row |= {"key": row["key"] + key, "protocol": "few_shot_knn"} | facts
+        return few
+
+    return edit
+
+
+@pytest.mark.parametrize("facts", [{"weights_sha256": "b" * 64}, {"image_size": 224}])
+def test_other_weights_of_the_same_name_are_told_apart_wherever_they_were_measured(
+    results: Path, copy: Path, tmp_path: Path, facts: dict[str, Any]
+) -> None:
+    change(copy, other_weights(**facts))
+    third = Path(shutil.copytree(copy, tmp_path / "third"))
+    change(third, lambda rows: [r | {"key": r["key"] + "z", "protocol": "knn", "shots": 3} for r in rows])
+    study = load_study([results, copy, third])
+    shown = f"[{copy.parent.name}/copy]"
+    labels = {r.label for r in study.rows if r.folder in (copy, third)}
+    apart = {"runs/gray", "imagenet:efficientnet_lite0"} | ({"random:resnet10t"} if "image_size" in facts else set())
+    assert labels == {f"{name} {shown}" for name in apart} | ({"random:resnet10t"} - apart)
+    assert {r.label for r in study.rows if r.folder == results} == {r.weights for r in study.rows}
+
+
+def test_folders_that_end_alike_do_not_make_one_name(results: Path, tmp_path: Path) -> None:
+    folders = []
+    for i in range(3):
+        folders.append(Path(shutil.copytree(results, tmp_path / str(i) / "runs" / "res")))
+        change(folders[-1], other_weights(str(i), weights_sha256=str(i) * 64))
+    study = load_study(folders)
+    assert len({r.label for r in study.rows if r.weights == "runs/gray"}) == 3
 
 
 def test_seeds_of_one_setting_are_one_cell(copy: Path) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
+from ssl_mednet.reporting import figures
+from ssl_mednet.reporting.figures import AxisText, Line
 from ssl_mednet.reporting.load import Thumbnails
 from ssl_mednet.reporting.pictures import make_sheet, on_map, shapes
 from ssl_mednet.reporting.theme import MARKERS, SERIES
@@ -43,3 +47,21 @@ def test_every_class_has_its_own_color_and_shape() -> None:
     looks = {(number % len(SERIES), shapes([(0, 0)], number)) for number in range(count)}
     assert len(looks) == count
     assert shapes([(1, 2), (3, 4)], 0).count("z") == 2
+
+
+def test_the_legend_has_the_marker_of_the_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    plot = Axes.plot
+
+    def spy(axes: Axes, *points: Any, marker: str = "", **look: Any) -> Any:
+        drawn.append(marker)
+        return plot(axes, *points, marker=marker, **look)
+
+    monkeypatch.setattr(Axes, "plot", spy)
+    for number in (0, 6, 7, 13, 14, 48):
+        figures.lines("f", AxisText("t", "x", "y", "l"), [Line([1, 2], [1, 2], number)])
+        figures.roc_panel("f", AxisText("t", "x", "y", "l"), [], [(0.5, 0.5, number)])
+        *_, curve, _, point = drawn
+        first = MARKERS.index(curve)  # the first series that has this marker
+        assert shapes([(0, 0)], number) == shapes([(0, 0)], first)
+        assert point == curve

@@ -84,6 +84,10 @@ def test_ours_beside_it_is_the_nearest_not_the_best() -> None:
     pairs = beside(load_references(), [best, few, row()])
     assert {p.row.key for p in pairs} == {row().key}
     assert all(p.row.protocol == "finetune" and p.row.all_labels for p in pairs)
+    few_shot = row(protocol="few_shot_finetune", labels=None, shots=10, weights="runs/gray", key="few")
+    others = [row(protocol="majority", weights="baseline:majority"), row(protocol="robustness")]
+    assert {p.row.key for p in beside(load_references(), [*others, few_shot])} == {"few"}
+    assert beside(load_references(), others) == []
     assert beside(load_references(), [row(task="skin", source="skin.zip")]) == []
     assert beside(load_references(), []) == []
 

@@ -176,7 +176,7 @@ def test_few_shot_rows_alone_still_make_a_report(tmp_path: Path) -> None:
     rows = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps([r for r in rows if r["shots"] == 5]))
     text = report([folder], tmp_path / "r.html")[0].read_text()
-    assert "few-shot, linear, 5 a class" in text
+    assert 'few-shot, linear <span class="quiet">5 a class, mean over 20 draws of the labels<' in text
     assert "Leaderboard" not in text
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,8 @@ def test_every_row_is_in_every_table(results: Path, tasks: list[Task]) -> None:
     text = markdown("t", tasks, {}, [])
     body = [line for line in text.splitlines() if line.startswith("|") and "---" not in line]
     assert len(body) == len(rows) + len(tables(tasks))
-    assert latex(tasks).count(r" \\") == len(rows) + len(tables(tasks))
+    tex = latex(tasks)
+    assert tex.count(r" \\") == len(rows) + tex.count(r"\begin{tabular}") + tex.count(r"\multicolumn")
 
 
 def test_csv_has_the_figures_in_full(results: Path, tasks: list[Task]) -> None:
@@ -47,6 +49,8 @@ def test_csv_has_the_figures_in_full(results: Path, tasks: list[Task]) -> None:
         assert line["splits_made"] == ("val" if row.task == "brain_mri" else "")
         assert "someone" not in line["source"]
         assert line["weights_sha256"] == row.weights_sha256
+        assert line["auroc_spread"] == ("0.02" if row.draws else "")
+        assert line["draws"] == ("20" if row.draws else "")
 
 
 def test_verdicts_are_the_same_everywhere(tasks: list[Task]) -> None:
@@ -67,10 +71,11 @@ def test_every_table_says_how_its_intervals_were_made(tasks: list[Task]) -> None
     assert len(tables(tasks)) == 6
     assert text.count("no groups: 95 % intervals by image") == 4
     assert text.count("by group") == 2
-    assert tex.count(r"no groups: 95~\% intervals by image") == 4
-    assert text.count("val split made here") == tex.count("val split made here") == 2
+    assert tex.count(r"no groups: 95~\% intervals by image") == 6
+    assert text.count("val split made here") == 2
+    assert tex.count("val split made here") == 3
     assert "not corrected for the number of comparisons" in text
-    assert tex.count("not corrected for the number of comparisons") == 6
+    assert tex.count("not corrected for the number of comparisons") == 9
     assert "spread between seeds" in text
 
 
@@ -103,9 +108,31 @@ def test_latex_is_balanced(tasks: list[Task]) -> None:
     tex = latex(tasks)
     assert len(re.findall(r"(?<!\\)\{", tex)) == len(re.findall(r"(?<!\\)\}", tex))
     for body in re.findall(r"\\begin\{tabular\}\{(l+)\}(.*?)\\end\{tabular\}", tex, flags=re.S):
-        lines = [line for line in body[1].splitlines() if line.endswith(r"\\")]
+        lines = [line for line in body[1].splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+        assert set(re.findall(r"\\multicolumn\{(\d)\}", body[1])) == {str(len(body[0]))}
+        assert len(body[0]) == 4  # what a page has room for in a readable size
         assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(body[0]) - 1}
-    assert not re.search(r"(?<!\\)%", tex.replace(r"\resizebox{\linewidth}{!}{%", "").partition("\n")[2])
+    assert not re.search(r"(?<!\\)%", tex.partition("\n")[2])
+
+
+def test_how_many_draws_stand_behind_a_figure(results: Path) -> None:
+    study = load_study([results])
+    for row in [r for r in study.rows if r.protocol == "few_shot_linear"]:
+        one_draw: dict[str, Any] = {"key": row.key + "f", "protocol": "few_shot_finetune", "draws": None, "spread": {}}
+        study.rows.append(row.model_copy(update=one_draw))
+    tasks = sort_into_tasks(study)
+    found = csv.DictReader(io.StringIO(as_csv(tasks)))
+    draws = {(line["protocol"], line["draws"], bool(line["auroc_spread"])) for line in found}
+    assert {("few_shot_linear", "20", True), ("few_shot_finetune", "1", False), ("finetune", "", False)} <= draws
+    table = tables(tasks)[0]
+    at = table.head.index("draws")
+    assert {line[at] for line in table.lines if line[1] == "few-shot, linear"} == {"20"}
+    assert {line[at] for line in table.lines if line[1] == "few-shot, linear probe, then fine-tuning"} == {"1"}
+    assert all("] ± 0.020" in line[at + 1] for line in table.lines if line[at] == "20")
+    assert table.caption.endswith("after ± the deviation between draws of labels")
+    tex = latex(tasks)
+    assert "few-shot, linear; labels: 5 a class; draws: 20" in tex
+    assert "few-shot, linear probe, then fine-tuning; labels: 5 a class; draws: 1" in tex
 
 
 def test_published_results_come_with_their_answers() -> None:
