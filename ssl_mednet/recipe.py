@@ -139,7 +139,7 @@ def _section(model: type[BaseModel], loc: list[str]) -> type[BaseModel]:
 def _check_together(recipe: Recipe) -> Recipe:
     """What no single section can know: that method, backbone, data and augmentation fit each other."""
     from ssl_mednet.augment.policy import check_augment
-    from ssl_mednet.backbones.factory import backbone_kind, can_checkpoint, create_backbone
+    from ssl_mednet.backbones.factory import backbone_kind, can_checkpoint, check_size, create_backbone
     from ssl_mednet.backbones.optim import check_optimizer
     from ssl_mednet.imaging.modality import CHANNEL_COUNT, modality
     from ssl_mednet.methods import METHODS
@@ -168,7 +168,10 @@ def _check_together(recipe: Recipe) -> Recipe:
         )
     if kind == "vit" and data.used_size not in (0, data.image_size):
         raise RecipeError(f"data.used_size is for CNNs; {backbone.name!r} is built for {data.image_size} pixels")
-    net = create_backbone(backbone.name, model_args(recipe.model_copy(update={"backbone": backbone})), meta=True)
+    args = model_args(recipe.model_copy(update={"backbone": backbone}))
+    net = create_backbone(backbone.name, args, meta=True)
+    for size in (data.image_size, data.used_size or data.image_size):
+        check_size(backbone.name, args, size, fixed=bool(backbone.weights))
     if recipe.optim.cache_chunk and not method.can_split():
         able = ", ".join(name for name in METHODS if METHODS.get(name).can_split())
         raise RecipeError(

@@ -171,8 +171,15 @@ def weights_path(name: str | Path) -> str:
     return str(folder)
 
 
-def find_artifact(path: str | Path) -> Path:
-    """The artifact folder at ``path``: the folder itself, ``backbone/`` of a run folder, or weights known by name."""
+def find_artifact(path: str | Path, other: str = "random:NAME") -> Path:
+    """The artifact folder at ``path``: the folder itself, ``backbone/`` of a run folder, or weights known by name.
+
+    Args:
+        other: what may be given instead, for the message.
+
+    Raises:
+        ArtifactError: there is none.
+    """
     given = Path(path).expanduser()
     for folder in (given, given / "backbone"):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
@@ -182,8 +189,11 @@ def find_artifact(path: str | Path) -> Path:
         if entry is not None and (entry / WEIGHTS).is_file():
             return entry
         plain = suggestion(str(path)) if str(path) == given.name else ""
-        hint = " ".join(filter(None, [plain, "give a run folder, a backbone folder or random:NAME"]))
+        hint = " ".join(filter(None, [plain, f"give a run folder, a backbone folder or {other}"]))
         raise ArtifactError(f"{path}: no such folder", hint)
+    if any(given.glob("*.onnx")):
+        hint = "give the run or the backbone folder that it was exported from"
+        raise ArtifactError(f"{path}: is an export to ONNX, which cannot be read back", hint)
     hint = "has its pretraining finished? continue it with `ssl-mednet pretrain --resume`"
     raise ArtifactError(f"{path}: holds no {WEIGHTS} with its {CONFIG}", hint)
 

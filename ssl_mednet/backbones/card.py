@@ -129,9 +129,22 @@ def _table(config: dict[str, Any], more: Iterable[tuple[str, str]]) -> str:
         ("sha256", f"`{ours.get('sha256', '')}`"),
         *more,
     ]
+    if contaminated := _test_images(data.get("held_out") or {}):
+        rows.insert(4, ("test images among them", contaminated))
     if parent:
         rows.insert(4, ("started from", f"{parent['weights']} (sha256 `{parent['sha256']}`)"))
     return "\n".join(f"| {name} | {said} |" for name, said in rows)
+
+
+def _test_images(said: dict[str, Any]) -> str:
+    """``"gray.yaml: 3 exact, 1 near (in what it started from)"``; empty where none are known."""
+    own = [(said, "")] if "suite" in said else []
+    audits = [*own, *((one, " (in what it started from)") for one in said.get("inherited", []))]
+    return "; ".join(
+        f"{one['suite']}: {one['exact']} exact, {one['near']} near{where}"
+        for one, where in audits
+        if one["exact"] or one["near"]
+    )
 
 
 def _chosen(said: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -97,6 +99,61 @@ def can_checkpoint(net: nn.Module) -> bool:
     except (AttributeError, AssertionError):  # timm asserts where a family has no such thing
         return False
     return True
+
+
+@torch.no_grad()
+def takes(net: nn.Module, channels: int, image_size: int) -> str:
+    """Why a net cannot take square images of this size; empty where it can.
+
+    On the meta device nothing is computed, only shapes are.
+    """
+    device = next(net.parameters()).device
+    was = net.training
+    try:
+        with device:
+            net.eval()(torch.zeros(2, channels, image_size, image_size))
+    except NotImplementedError:  # an operation that knows no meta device: the training will tell
+        return ""
+    except (AssertionError, RuntimeError, ValueError, IndexError, TypeError) as error:
+        return (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
+    finally:
+        net.train(was)
+    return ""
+
+
+def sized(architecture: str, image_size: int) -> dict[str, Any]:
+    """The argument that builds a net for images of this size, where its family has one and then takes them."""
+    try:
+        args = {"img_size": image_size}
+        return args if not takes(create_backbone(architecture, args, meta=True), 3, image_size) else {}
+    except RecipeError:
+        return {}
+
+
+def check_size(architecture: str, model_args: dict[str, Any], image_size: int, fixed: bool = False) -> None:
+    """Raise :class:`RecipeError` where the net of these arguments cannot take images of this size.
+
+    Args:
+        fixed: it cannot be built for another size, as its weights are given.
+    """
+    reason, native = _refusal(architecture, json.dumps(model_args, sort_keys=True, default=str), image_size)
+    if not reason:
+        return
+    ways = [f"data.image_size={native}"]
+    if not fixed and "img_size" not in model_args and sized(architecture, image_size):
+        ways.insert(0, f"backbone.args.img_size={image_size}")
+    raise RecipeError(
+        f"backbone.name {architecture!r} cannot take images of {image_size} pixels: {reason}", " or ".join(ways)
+    )
+
+
+@functools.cache
+def _refusal(architecture: str, said: str, image_size: int) -> tuple[str, int]:
+    """Why not, and the size that its weights were made for. ``said`` are the arguments, as JSON."""
+    args = json.loads(said)
+    net = create_backbone(architecture, args, meta=True)
+    config: Any = net.pretrained_cfg
+    return takes(net, args.get("in_chans", 3), image_size), int(config["input_size"][-1])
 
 
 def _small_stem(model: nn.Module) -> dict[str, Any]:

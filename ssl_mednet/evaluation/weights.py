@@ -71,7 +71,7 @@ def load_weights(specs: list[str], channels: str, image_size: int | None, seed: 
 
     Raises:
         ArtifactError: weights that are not there, or made for images of other channels.
-        RecipeError: a name that nothing is known by.
+        RecipeError: a name that nothing is known by, or a net that cannot take images of this size.
     """
     artifacts = [s for s in specs if not _special(s)]
     configs = [read_config(find_artifact(s)) for s in artifacts]
@@ -150,7 +150,7 @@ def _untrained(
 
 
 def _imagenet(spec: str, name: str, channels: str, image_size: int) -> Weights:
-    net, architecture = imagenet_net(spec, name)
+    net, architecture = imagenet_net(spec, name, image_size)
     # The net normalises inside, so that gray images meet the statistics of each of the channels they are repeated to.
     model = RepeatChannels(net, net.pretrained_cfg["mean"], net.pretrained_cfg["std"]).eval()  # type: ignore[arg-type, index]
     count = CHANNEL_COUNT[channels]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ssl_mednet.backbones.optim import cosine_with_warmup
+from ssl_mednet.backbones.start import Start
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.errors import DataError, RecipeError
 from ssl_mednet.pretraining.checkpoints import Checkpoint
@@ -116,6 +117,20 @@ def check_data(at: Checkpoint | None, now: dict[str, Any], folder: Path, allow: 
         hint = "--data with the images it began with; or --allow-changes goes on with these"
         raise DataError(f"{folder}: the run began with other images ({told})", hint)
     return [f"goes on at step {at.step} with other images: {told}"]
+
+
+def check_weights(at: Checkpoint | None, start: Start | None, folder: Path) -> None:
+    """Raise :class:`RecipeError` where other weights lie at the place of those that the run began with.
+
+    What it says of its parent, and how images come in, would be those of the other ones.
+    """
+    if at is None or start is None or at.weights in ("", start.file):
+        return
+    raise RecipeError(
+        f"{folder}: the run began with other weights than those at {start.weights} "
+        f"(sha256 {at.weights[:16]}, now {start.file[:16]})",
+        "put those it began with back there; or choose another --out",
+    )
 
 
 def amend(module: PretrainModule, checkpoint: dict[str, Any]) -> None:

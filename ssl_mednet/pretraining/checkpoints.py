@@ -22,7 +22,7 @@ from ssl_mednet.pretraining.stopping import StopSignals
 from ssl_mednet.progress import warn
 
 FOLDER, SUFFIX, SEAL, BAD = "checkpoints", ".ckpt", ".sha256", ".bad"
-SECTION = "ssl_mednet"  # of a checkpoint: the recipe and the data that the run began with
+SECTION = "ssl_mednet"  # of a checkpoint: the recipe, the data and the weights that the run began with
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Checkpoint:
         step: updates that are done.
         recipe: complete, as the run had it; see :class:`~ssl_mednet.recipe.Recipe`.
         corpus: fingerprint of the corpus, number and digest of the rows trained on.
+        weights: sha256 of the artifact that the run started from; empty where it started from none.
     """
 
     path: Path
     step: int
     recipe: dict[str, Any]
     corpus: dict[str, Any]
+    weights: str = ""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -177,7 +179,7 @@ class Checkpoints(pl.Callback):
         folder: of the run.
         every: steps between checkpoints.
         keep: how many of the newest stay.
-        section: recipe and corpus, kept in each; see :class:`Checkpoint`.
+        section: recipe, corpus and first weights, kept in each; see :class:`Checkpoint`.
         stop: what asks the run to stop.
         amend: called with the content of the checkpoint that the run goes on from, before it is restored.
 

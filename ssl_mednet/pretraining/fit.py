@@ -20,7 +20,7 @@ from torch import nn
 
 from ssl_mednet.backbones.artifact import Preprocessing, save_backbone
 from ssl_mednet.backbones.factory import create_backbone
-from ssl_mednet.backbones.start import IMAGENET, Start, used_size
+from ssl_mednet.backbones.start import IMAGENET, Start, used_size, with_inherited
 from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.data.loader import BatchStream
@@ -35,7 +35,7 @@ from ssl_mednet.pretraining.build import (
     resolve_precision,
     view_statistics,
 )
-from ssl_mednet.pretraining.changes import amend, check_shapes, describe_data
+from ssl_mednet.pretraining.changes import amend, check_shapes, check_weights, describe_data
 from ssl_mednet.pretraining.checkpoints import Checkpoint, Checkpoints
 from ssl_mednet.pretraining.curves import ProgressBar
 from ssl_mednet.pretraining.faults import BadSteps
@@ -106,6 +106,7 @@ def fit(job: Job, world: World, quiet: bool) -> Result:
     steps, start = recipe.train.steps, job.at.step if job.at is not None else 0
     assert steps is not None
     begin = recipe_start(recipe)
+    check_weights(job.at, begin, folder)
     mean, std = view_statistics(corpus, rows, begin)
     rotten = RottenRows(folder, corpus)
     stream = _stream(recipe, corpus, rows, world, rotten)
@@ -134,7 +135,11 @@ def fit(job: Job, world: World, quiet: bool) -> Result:
         shown = stream.replacements.batch(rows[: recipe.monitor.pictures], None)
         callbacks.append(Pictures(folder, train.checkpoint_every, shown))
     with StopSignals() as stop:
-        section = {"recipe": recipe.model_dump(mode="json"), "corpus": trained_on}
+        section = {
+            "recipe": recipe.model_dump(mode="json"),
+            "corpus": trained_on,
+            "weights": begin.file if begin else "",
+        }
         amended = amend if job.changed else None
         checkpoints = Checkpoints(folder, train.checkpoint_every, train.keep_checkpoints, section, stop, amended)
         trainer = build_trainer(recipe, folder, steps, start, [*callbacks, checkpoints], world)
@@ -265,7 +270,7 @@ def _save(
             "images": len(rows),
             "modalities": corpus.modalities(rows),
             "fingerprint": corpus.meta["fingerprint"],
-            "held_out": job.held_out,
+            "held_out": job.held_out if begin is None else with_inherited(job.held_out, begin.held_out),
             "licences": {licence or "not stated": count for licence, count in licences.most_common()},
             "publishing": [verdict.sentence, *verdict.conditions, DISCLAIMER],
         },

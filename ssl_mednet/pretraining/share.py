@@ -35,6 +35,31 @@ def check_share(recipe: Recipe, world: World) -> None:
             f"optim.batch_size {optim.batch_size} cannot be shared{passes} by {world.size} processes evenly",
             f"optim.batch_size={fits} can",
         )
+    _check_alone(recipe, world)
+
+
+def _check_alone(recipe: Recipe, world: World) -> None:
+    """Raise :class:`RecipeError` where an image would be alone, without others to compare it with."""
+    optim = recipe.optim
+    each = optim.batch_size // (optim.accumulate * world.size)
+    together = world.size if recipe.train.sync_batchnorm else 1
+    if each * together < 2:
+        per = "a pass" if optim.accumulate > 1 else "a process"
+        least = 2 * optim.accumulate * (world.size // together)
+        hint = f"optim.batch_size={least} is the least" + (", or a smaller optim.accumulate" if per == "a pass" else "")
+        raise RecipeError(f"optim.batch_size {optim.batch_size} is one image {per}, at least 2 are wanted", hint)
+    if not optim.cache_chunk:
+        return
+
+    def last(chunk: int) -> int:
+        return (each - 1) % chunk + 1
+
+    if last(optim.cache_chunk) * together < 2:
+        fits = next(size for size in range(optim.cache_chunk + 1, each + 1) if last(size) > 1)
+        raise RecipeError(
+            f"optim.cache_chunk {optim.cache_chunk}: the last chunk of {each} images has one, at least 2 are wanted",
+            f"optim.cache_chunk={fits} can",
+        )
 
 
 def describe_update(recipe: Recipe, world: World) -> dict[str, Any]:

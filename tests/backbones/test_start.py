@@ -20,8 +20,14 @@ from ssl_mednet.backbones import (
 )
 from ssl_mednet.backbones import start as start_module
 from ssl_mednet.backbones.artifact import read_config
-from ssl_mednet.backbones.start import inherited_licences, load_start, start_net
-from ssl_mednet.errors import RecipeError
+from ssl_mednet.backbones.start import (
+    inherited_held_out,
+    inherited_licences,
+    load_start,
+    start_net,
+    with_inherited,
+)
+from ssl_mednet.errors import ArtifactError, RecipeError, UserError
 from ssl_mednet.evaluation.baselines import RepeatChannels
 from ssl_mednet.pretraining.build import build_module
 from ssl_mednet.recipe import load_recipe
@@ -107,6 +113,79 @@ def test_a_run_says_where_it_started_and_what_its_parent_owes(tmp_path: Path) ->
     child = inherited_licences(ours)
     assert child["CC-BY-NC-SA-4.0"] == 2  # a grandchild owes it too
     assert child[""] == 1
+
+
+def test_the_licence_of_the_weights_themselves_is_owed_too() -> None:
+    free = {"data": {"images": 100, "licences": {"CC0-1.0": 100}}}
+    assert inherited_licences(free) == {"CC0-1.0": 100}
+    assert inherited_licences(free | {"licence": "CC-BY-NC-4.0"}) == {"CC0-1.0": 100, "CC-BY-NC-4.0": 100}
+    assert inherited_licences(free | {"licence": "CC0-1.0"}) == {"CC0-1.0": 100}
+    assert inherited_licences(OWED | {"licence": "CC-BY-4.0"}) == {"CC-BY-NC-SA-4.0": 2, "CC-BY-4.0": 1}
+
+
+def test_a_run_does_not_go_on_where_other_weights_took_the_place_of_its_parent(tmp_path: Path) -> None:
+    folder, out = artifact(tmp_path / "parent"), tmp_path / "run"
+    plan = recipe(folder, "simclr")
+    pretrain(plan, out=out, quiet=True)
+    more = ["train.steps=2"]
+    state = (folder / "model.safetensors").read_bytes(), (folder / "config.json").read_bytes()
+    artifact(folder)  # of other random weights
+    with pytest.raises(RecipeError, match="began with other weights"):
+        pretrain(plan, out=out, resume=True, overrides=more, quiet=True, allow_changes=True)
+    for name, content in zip(("model.safetensors", "config.json"), state, strict=True):
+        (folder / name).write_bytes(content)
+    assert pretrain(plan, out=out, resume=True, overrides=more, quiet=True, allow_changes=True).steps == 2
+
+
+def audit(suite: str, exact: int) -> dict[str, Any]:
+    said = {"suite": suite, "test_images": 7, "exact": exact, "near": 0, "not_audited": []}
+    return said | {"contamination_allowed": bool(exact)}
+
+
+def test_test_images_that_a_parent_was_trained_on_stay_in_every_child(tmp_path: Path) -> None:
+    seen = audit("gray.yaml", 3)
+    folder = artifact(tmp_path / "parent", data={"images": 5, "held_out": seen})
+    run = pretrain(recipe(folder, "simclr"), out=tmp_path / "run", quiet=True)
+    ours = read_config(run.folder / "backbone")["ssl_mednet"]
+    assert ours["data"]["held_out"] == {"inherited": [seen], "contamination_allowed": True}
+    card = (run.folder / "backbone" / "README.md").read_text()
+    assert "| test images among them | gray.yaml: 3 exact, 0 near (in what it started from) |" in card
+    again = pretrain(recipe(run.folder, "simclr"), out=tmp_path / "again", quiet=True)
+    assert inherited_held_out(read_config(again.folder / "backbone")["ssl_mednet"]) == [seen]
+
+
+def test_what_is_said_of_a_childs_own_images_stays_beside_what_it_inherits() -> None:
+    own, seen, clean = audit("color.yaml", 0), audit("gray.yaml", 3), audit("gray.yaml", 0)
+    assert with_inherited(own, []) == own
+    assert with_inherited(own, [clean]) == own | {"inherited": [clean]}
+    merged = with_inherited(own, [seen])
+    assert merged == own | {"inherited": [seen], "contamination_allowed": True}
+    assert inherited_held_out({"data": {"held_out": merged}})[1:] == [seen]
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "says"),
+    [
+        ("timm:resnet18", ArtifactError, "or imagenet:resnet18"),
+        ("nowhere", ArtifactError, "or imagenet:NAME"),
+        (
+            "imagenet:efficientnet_lite0@96",
+            RecipeError,
+            "is data.image_size .*weights=imagenet:efficientnet_lite0 data.image_size=96",
+        ),
+    ],
+)
+def test_a_slip_in_their_name_is_answered_with_what_weights_take(
+    weights: str, error: type[UserError], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        start_net(weights, "gray", 64)
+
+
+def test_an_export_to_onnx_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(ArtifactError, match="is an export to ONNX"):
+        start_net(str(tmp_path), "gray", 64)
 
 
 @pytest.mark.parametrize("net", ["test_vit", "test_resnet"])

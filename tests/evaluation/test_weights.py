@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,35 @@ def test_weights_that_cannot_be_fetched_are_told_with_a_way_out(monkeypatch: pyt
     monkeypatch.setattr(imagenet.timm, "create_model", offline)
     with pytest.raises(ArtifactError, match=r"no route to host.*imagenet:efficientnet_lite0"):
         only("imagenet:resnet18")
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's pretrained nets without their download: made for their own size, then loaded as timm loads them."""
+    create = timm.create_model
+
+    def local(name: str, pretrained: bool = False, **args: object) -> torch.nn.Module:
+        net = create(name, **args)
+        if pretrained:
+            state = create(name, num_classes=0).state_dict()
+            resample = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", lambda given, net: given)
+            net.load_state_dict(resample(state, net), strict=False)  # buffers of a size are made anew
+        return net
+
+    monkeypatch.setattr(imagenet.timm, "create_model", local)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_net_built_for_a_size_is_built_for_that_of_the_images(name: str, untrained: None) -> None:
+    one = only(f"imagenet:{name}@64")
+    with torch.inference_mode():
+        assert one.model(one.preprocessing(torch.rand(2, 1, 64, 64))).shape == (2, one.model.num_features)
+
+
+@pytest.mark.parametrize(("name", "size"), [("resmlp_12_224", 224), ("inception_v3", 299)])
+def test_a_net_whose_weights_are_of_one_size_names_it(name: str, size: int, untrained: None) -> None:
+    with pytest.raises(RecipeError, match=rf"cannot take images of 64 pixels.*imagenet:{name}@{size}"):
+        only(f"imagenet:{name}@64")
 
 
 @pytest.mark.parametrize(
