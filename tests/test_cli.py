@@ -14,6 +14,7 @@ from PIL import Image
 
 from ssl_mednet.cli import expand_several, main
 from ssl_mednet.listing import listing
+from ssl_mednet.recipe import load_recipe
 
 SMALL = [
     "data.source=phantoms:gray?n=60",
@@ -78,10 +79,13 @@ def test_a_folder_of_classes_is_not_tested_on_what_it_trained_on(
         (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / "ab"[i % 2] / f"{i}.png")
     colored = ("--data", str(folder), "--compare", str(folder), "data.convert=true", "data.modality=xray")
+    colored = (*colored, 'data.leave_out=["phantoms:gray?n=60&label=modality"]')
     start = ("pretrain", "--recipe", "simclr_gray.yaml", "--out", str(tmp_path / "of color"), *SMALL, "train.steps=2")
     out = verb(*start, *colored)[0]
     assert "pretrained on 28 images" in out  # not on the val and test images of the table
     assert "28 training and 8 test images" in out
+    said = load_recipe(tmp_path / "of color" / "recipe.yaml").data.leave_out
+    assert said == ["phantoms:gray?n=60&label=modality", str(folder)]
 
 
 def test_from_images_to_a_classifier_and_its_answers(tmp_path: Path, verb: Callable[..., tuple[str, str]]) -> None:

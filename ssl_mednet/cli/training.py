@@ -74,7 +74,11 @@ def pretrain(
     from ssl_mednet.pretraining.world import speaks
 
     if compare:  # their val and test images are not trained on; a set that cannot be used is told before the training
-        overrides = [*(overrides or []), f"data.leave_out={json.dumps(compare)}"]
+        from ssl_mednet.recipe import load_recipe
+
+        said = recipe or (out / "recipe.yaml" if out is not None else None)
+        named = load_recipe(said, overrides).data.leave_out if said is not None else []
+        overrides = [*(overrides or []), f"data.leave_out={json.dumps(list(dict.fromkeys([*named, *compare])))}"]
     result = run(recipe, data[0] if data else None, out, resume, overrides, quiet, allow_changes)
     if not speaks():
         return
@@ -97,7 +101,6 @@ def pretrain(
         return
     from ssl_mednet.evaluation.run import evaluate
     from ssl_mednet.evaluation.table import show
-    from ssl_mednet.recipe import load_recipe
 
     told = load_recipe(result.folder / "recipe.yaml").data  # the sets are read as the images of the training were
     sets = [{"source": source, "convert": told.convert, "modality": told.modality} for source in compare]

@@ -89,7 +89,8 @@ def _prepare(recipe: Recipe, out: str | Path | None, resume: bool, allow_changes
     corpus = recipe_corpus(recipe, quiet)
     rows = recipe_rows(recipe, corpus)
     if recipe.data.leave_out and not quiet:
-        count, named = len(corpus.rows(recipe.data.split)) - len(rows), ", ".join(recipe.data.leave_out)
+        whole = recipe.model_copy(update={"data": recipe.data.model_copy(update={"leave_out": []})})
+        count, named = len(recipe_rows(whole, corpus)) - len(rows), ", ".join(recipe.data.leave_out)
         print(f"left out {count} images: val or test images of {named}, or near copies", file=sys.stderr, flush=True)
     recipe = with_weights(with_length(recipe, len(rows)), corpus)
     tidy(folder)
