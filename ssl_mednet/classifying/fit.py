@@ -103,9 +103,10 @@ def finetune(
         weights: a run, an artifact folder, a name of ours, or ``imagenet:NAME[@SIZE]``.
         data: a labelled set.
         out: folder of the model; it appears whole or not at all.
-        protocol: ``"linear"`` (the backbone stays frozen: seconds), ``"finetune"``, ``"linear_then_finetune"``, or
-            ``"auto"``: the last where it takes about a minute (a GPU, or a net of at most ``SMALL_NET`` parameters at
-            ``SMALL_IMAGE`` pixels) and there are ``FEW`` images, else the first.
+        protocol: ``"linear"`` (the backbone stays frozen: seconds), ``"finetune"``, ``"linear_then_finetune"`` (where
+            no epoch is better on val, the probe on the frozen backbone is kept, as epoch 0), or ``"auto"``: the last
+            where it takes about a minute (a GPU, or a net of at most ``SMALL_NET`` parameters at ``SMALL_IMAGE``
+            pixels) and there are ``FEW`` images, else the first.
         channels: ``"auto"`` takes those of the weights, gray for ImageNet.
         convert: turn images of the other kind into this one.
         modality: of images that do not say their own.
@@ -167,7 +168,7 @@ def _by_val(bench: Bench, protocol: str) -> _Fit:
     else:
         task, options, seed = bench.task, bench.suite.finetune, bench.suite.seeds[0]
         rows, where = task.splits, {"device": bench.device, "quiet": bench.quiet}
-        result = train(bench.weights, task, rows, options, seed=seed, head=probe, **where)  # type: ignore[arg-type]
+        result = train(bench.weights, task, rows, options, seed=seed, head=probe, or_start=protocol == BOTH, **where)  # type: ignore[arg-type]
         assert isinstance(result.classifier, Classifier)
         classifier, scores = result.classifier, result.scores
         chosen, more = {"epoch": result.best_epoch, "note": result.note}, {"history": result.history}

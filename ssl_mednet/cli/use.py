@@ -32,9 +32,10 @@ def finetune(
 ) -> None:
     """Make a classifier from weights and labelled images, calibrated, with a card and a report.
 
-    By default the linear probe comes first and then all is fine-tuned; with fewer than 1,000 images, or a large net and
-    no GPU, the backbone stays frozen. Without splits of its own the set is split by group; a linear classifier of fewer
-    than 1,000 images needs no val split, what is chosen for it comes from cross-validation.
+    By default the linear probe comes first and then all is fine-tuned, unless no epoch is better on val than the probe;
+    with fewer than 1,000 images, or a large net and no GPU, the backbone stays frozen. Without splits of its own the
+    set is split by group; a linear classifier of fewer than 1,000 images needs no val split, what is chosen for it
+    comes from cross-validation.
 
     [bold]Examples[/bold]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,6 +20,7 @@ from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.draws import Draws, stable_hash
 from ssl_mednet.errors import ArtifactError, DataError
 from ssl_mednet.evaluation.classifier import build_classifier, build_loss, class_weights, probabilities
+from ssl_mednet.evaluation.schedule import Schedule
 from ssl_mednet.methods import View
 from ssl_mednet.probe.linear import LinearProbe
 from ssl_mednet.probe.metrics import auroc
@@ -65,8 +65,8 @@ class Finetuned:
     Args:
         classifier: of the best epoch, in evaluation mode: normalised images ``[B, C, S, S]`` to logits ``[B, K]``.
         scores: probabilities ``[N, K]`` float64 of the rows of ``"val"`` and ``"test"``, by that classifier.
-        best_epoch: from 1; that of the highest macro AUROC on val, and of those the lowest loss there.
-        history: of each epoch: epoch, loss, val_loss, val_auroc, lr (of the head at its last update).
+        best_epoch: that of the highest macro AUROC on val, and of those the lowest loss there. From 1; 0 is the start.
+        history: of each epoch: epoch, loss, val_loss, val_auroc, lr (of the head at its last update); of 0 val alone.
         note: what a report must say about the choice; empty where there is nothing.
     """
 
@@ -87,6 +87,7 @@ def finetune(
     device: torch.device,
     quiet: bool,
     head: LinearProbe | None = None,
+    or_start: bool = False,
 ) -> Finetuned:
     """Train a copy of a backbone, all of it, to tell the classes of a task.
 
@@ -95,6 +96,8 @@ def finetune(
         seed: of order, augmentation and dropout; on a CPU the same seed gives the same scores to the bit.
         head: a probe fitted on the frozen features of these rows. The head starts as this probe, which distorts the
             features less than a head that knows nothing (Kumar et al. 2022, arXiv 2202.10054); without it at zero.
+        or_start: the start is a candidate too, as epoch 0: where no epoch is better on val, the backbone stays what it
+            was under the head it was given.
 
     Raises:
         ArtifactError: weights without parameters, or a loss that is not finite.
@@ -108,59 +111,7 @@ def finetune(
         raise DataError(f"{task.name}: {counts} rows", "fine-tuning needs two of train, and one of val and of test")
     with torch.random.fork_rng():
         torch.manual_seed(stable_hash(seed, "finetune"))
-        return _Run(weights, task, rows, options, seed, device, head).result(quiet)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Which rows come at which step: one permutation a pass, one or several passes an epoch.
-
-    Args:
-        rows: positions in the corpus to draw from, two or more.
-        batch_size: the last batch of a pass may be smaller; where it would be one row, on which batch normalisation
-            fails, it joins the one before.
-        passes: of an epoch.
-        steps: of the whole run; the last epoch may be cut short.
-        seed: of the order.
-    """
-
-    rows: np.ndarray
-    batch_size: int
-    passes: int
-    steps: int
-    seed: int
-
-    @classmethod
-    def of(cls, rows: np.ndarray, options: FinetuneSection, seed: int) -> Schedule:
-        """The schedule that the options amount to for these rows."""
-        once = len(_batches(rows, options.batch_size))
-        passes = max(1, math.ceil(options.min_steps / (options.epochs * once)))
-        steps = options.epochs * passes * once
-        return cls(rows, options.batch_size, passes, min(steps, options.max_steps or steps), seed)
-
-    @property
-    def epochs(self) -> int:
-        return math.ceil(self.steps / self._per_epoch)
-
-    @property
-    def _per_epoch(self) -> int:
-        return self.passes * len(_batches(self.rows, self.batch_size))
-
-    def epoch(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
-        """The steps of an epoch (from 1): number of each step (from 0) and its rows, ``[B]``."""
-        step = (number - 1) * self._per_epoch
-        for turn in range((number - 1) * self.passes, number * self.passes):
-            order = np.random.default_rng(stable_hash(self.seed, turn, "finetune order")).permutation(self.rows)
-            for batch in _batches(order, self.batch_size):
-                if step == self.steps:
-                    return
-                yield step, batch
-                step += 1
-
-
-def _batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    cuts = [c for c in range(size, len(rows), size) if c != len(rows) - 1]
-    return np.split(rows, cuts)
+        return _Run(weights, task, rows, options, seed, device, head).result(quiet, or_start)
 
 
 class _Run:
@@ -199,18 +150,17 @@ class _Run:
         self.dtype = _dtype(options.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
-    def result(self, quiet: bool) -> Finetuned:
+    def result(self, quiet: bool, or_start: bool) -> Finetuned:
         """Train, keep the best epoch, and let it score the test rows: once."""
         history: list[dict[str, float]] = []
         best = _Best()
+        if or_start:
+            history.append({"epoch": 0} | self._offer(0, best))
         with Progress(f"fine-tuning {self.name}", self.schedule.steps, "img", quiet) as progress:
             for epoch in range(1, self.schedule.epochs + 1):
                 loss, factor = self._train(epoch, progress)
-                logits = self._logits(self.rows["val"])
-                scores, val_loss, value = self._judged(logits)
-                best.offer(epoch, value, val_loss, scores, self.classifier)
-                line = {"loss": loss, "val_loss": val_loss, "val_auroc": value, "lr": self.options.lr * factor}
-                history.append({"epoch": epoch, **line})
+                line = {"epoch": epoch, "loss": loss, "lr": self.options.lr * factor}
+                history.append(line | self._offer(epoch, best))
         self.classifier.load_state_dict(best.state)
         test = probabilities(self._logits(self.rows["test"]), self.task.multilabel)
         return Finetuned(self.classifier.eval(), {"val": best.scores, "test": test}, best.epoch, history, best.note)
@@ -249,12 +199,15 @@ class _Run:
         self.scaler.update()
         return value
 
-    def _judged(self, logits: Tensor) -> tuple[np.ndarray, float, float]:
-        """Probabilities of the val rows, their mean loss without class weights, and their macro AUROC."""
+    def _offer(self, epoch: int, best: _Best) -> dict[str, float]:
+        """Score val, offer the classifier as it is now, and say the loss without class weights and the macro AUROC."""
         rows, multilabel = self.rows["val"], self.task.multilabel
+        logits = self._logits(rows)
         scores = probabilities(logits, multilabel)
         loss = build_loss(None, multilabel)(logits, self._targets(rows)).item()
-        return scores, loss, auroc(self.task.labels[rows], scores)
+        value = auroc(self.task.labels[rows], scores)
+        best.offer(epoch, value, loss, scores, self.classifier)
+        return {"val_loss": loss, "val_auroc": value}
 
     @torch.inference_mode()
     def _logits(self, rows: np.ndarray) -> Tensor:

@@ -19,7 +19,8 @@ from ssl_mednet.errors import ArtifactError, DataError, RecipeError
 from ssl_mednet.evaluation import finetune as module
 from ssl_mednet.evaluation.baselines import RepeatChannels
 from ssl_mednet.evaluation.classifier import build_classifier, build_loss, class_weights, probabilities
-from ssl_mednet.evaluation.finetune import Finetuned, FinetuneSection, Schedule, finetune
+from ssl_mednet.evaluation.finetune import Finetuned, FinetuneSection, finetune
+from ssl_mednet.evaluation.schedule import Schedule
 from ssl_mednet.evaluation.weights import Weights, load_weights, state_hash
 from ssl_mednet.probe.linear import LinearProbe, fit_linear
 
@@ -39,9 +40,9 @@ def weights_of(name: str) -> Weights:
 def run(
     weights: Weights, task: LabelledSet, seed: int = 0, head: LinearProbe | None = None, **options: Any
 ) -> Finetuned:
-    rows = options.pop("rows", task.splits)
+    rows, or_start = options.pop("rows", task.splits), options.pop("or_start", False)
     section = FinetuneSection(**{**SHORT, **options})
-    return finetune(weights, task, rows, section, seed=seed, device=CPU, quiet=True, head=head)
+    return finetune(weights, task, rows, section, seed=seed, device=CPU, quiet=True, head=head, or_start=or_start)
 
 
 def seen(weights: Weights, task: LabelledSet, rows: np.ndarray) -> torch.Tensor:
@@ -211,6 +212,23 @@ def test_scores_and_state_are_those_of_the_best_epoch(task: LabelledSet, monkeyp
     assert not result.classifier.training
 
 
+def test_the_start_is_kept_where_no_epoch_is_better_and_left_where_one_is(
+    task: LabelledSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = weights_of("random:test_resnet")
+    probe, expected = probe_of(weights, task)
+    for first, best in ((0.9, 0), (0.4, 2)):
+        values = iter([first, 0.5, 0.6])
+        monkeypatch.setattr(module, "auroc", lambda *_, values=values: next(values))
+        result = run(weights, task, head=probe, lr=1e-2, or_start=True)
+        assert result.best_epoch == best
+        assert [line["epoch"] for line in result.history] == [0, 1, 2]
+        assert sorted(result.history[0]) == ["epoch", "val_auroc", "val_loss"]  # nothing was trained: no loss, no rate
+        same = state_hash(result.classifier.backbone) == state_hash(weights.model)  # type: ignore[arg-type]
+        assert same == (best == 0)
+        assert (np.abs(result.scores["test"] - expected).max() < 1e-4) == (best == 0)
+
+
 def test_val_of_one_class_chooses_by_its_loss_and_says_so(task: LabelledSet) -> None:
     val = task.splits["val"]
     rows = {**task.splits, "val": val[task.labels[val] == 0]}
@@ -237,42 +255,9 @@ def test_test_rows_are_read_once_after_everything_else(task: LabelledSet, monkey
 # --- which rows -----------------------------------------------------------------------------------------------------
 
 
-def schedule(n: int, seed: int = 0, **options: Any) -> Schedule:
-    return Schedule.of(np.arange(100, 100 + n), FinetuneSection(**{"min_steps": 0, **options}), seed)
-
-
-def test_every_epoch_has_every_row_once_in_an_order_of_its_own() -> None:
-    plan = schedule(50, epochs=3, batch_size=16)
-    assert (plan.steps, plan.epochs, plan.passes) == (12, 3, 1)
-    epochs = [list(plan.epoch(e)) for e in (1, 2, 3)]
-    assert [step for epoch in epochs for step, _ in epoch] == list(range(12))
-    assert [len(rows) for _, rows in epochs[0]] == [16, 16, 16, 2]
-    orders = [np.concatenate([rows for _, rows in epoch]) for epoch in epochs]
-    for order in orders:
-        np.testing.assert_array_equal(np.sort(order), np.arange(100, 150))
-    other = np.concatenate([rows for _, rows in schedule(50, seed=1, epochs=3, batch_size=16).epoch(1)])
-    assert len({tuple(o) for o in (*orders, other)}) == 4
-
-
-@pytest.mark.parametrize(("n", "size", "sizes"), [(33, 16, [16, 17]), (17, 16, [17]), (2, 16, [2]), (5, 2, [2, 3])])
-def test_no_batch_is_a_single_row(n: int, size: int, sizes: list[int]) -> None:
-    assert [len(rows) for _, rows in schedule(n, epochs=1, batch_size=size).epoch(1)] == sizes
-
-
 def test_a_single_row_left_over_does_not_break_batch_norm(task: LabelledSet) -> None:
     rows = {**task.splits, "train": task.splits["train"][:17]}
     assert run(weights_of("random:test_resnet"), task, rows=rows, batch_size=16).scores["test"].shape == (40, 5)
-
-
-def test_few_rows_are_passed_over_often_and_a_cap_is_a_cap() -> None:
-    few = schedule(20, epochs=5, batch_size=16, min_steps=100)
-    assert (few.passes, few.steps, few.epochs) == (10, 100, 5)
-    assert schedule(20, epochs=5, batch_size=16, min_steps=101).steps == 110  # at least
-    rows = np.concatenate([rows for _, rows in few.epoch(2)])
-    assert set(np.bincount(rows)[100:]) == {10}
-    capped = schedule(50, epochs=3, batch_size=16, max_steps=6)
-    assert (capped.steps, capped.epochs) == (6, 2)
-    assert [step for step, _ in capped.epoch(2)] == [4, 5]
 
 
 def test_augmentation_is_drawn_from_seed_step_and_row(task: LabelledSet, monkeypatch: pytest.MonkeyPatch) -> None:
