@@ -27,6 +27,9 @@ def model_readme(name: str, about: dict[str, Any]) -> str:
     notes = [f"Measured on {about['n']} images: {about['measured_on']}; intervals over {about['intervals_by']}s."]
     notes += [f"The {' and '.join(about['splits_made'])} split was made here."] if about["splits_made"] else []
     notes += [f"{about['note']}."] if about["note"] else []
+    exact, near = (about.get("copies", {}).get(kind, 0) for kind in ("exact", "near"))
+    if exact + near:
+        notes.append(f"Of the test images {exact} are training images too and {near} nearly so: the figures flatter.")
     return f"""---
 library_name: ssl-mednet
 tags: [medical-imaging, image-classification, {about["channels"]}]

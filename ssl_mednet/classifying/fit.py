@@ -188,7 +188,8 @@ def _by_folds(bench: Bench) -> _Fit:
     bench = replace(bench, task=replace(task, splits=splits, made=()))
     features, labels = bench.features("train"), bench.labels("train")
     strengths = tuple(bench.suite.strengths)
-    found = cross_validate(features, labels, task.groups[rows], strengths, len(task.classes), bench.suite.seed)
+    units = _with_copies(task, rows)
+    found = cross_validate(features, labels, units, strengths, len(task.classes), bench.suite.seed)
     how = f"{found.folds}-fold cross-validation{' by group' if (task.groups[rows] >= 0).any() else ''}"
     note = f"strength, temperature and thresholds are from {how} of the {len(rows)} training images"
     if not tested:
@@ -201,6 +202,13 @@ def _by_folds(bench: Bench) -> _Fit:
         outcome = Outcome(found.scores, len(rows), chosen=chosen)
     unlike = Unlike.fit(features, labels).tuned(found.distances)
     return _Fit(bench, _frozen(bench, found.probe), outcome, found.scores, unlike, note)
+
+
+def _with_copies(task: LabelledSet, rows: np.ndarray) -> np.ndarray:
+    """The groups of rows; those without one are a group with their exact copies, which no fold may part."""
+    groups = task.groups[rows]
+    same = np.unique(task.corpus.column("sha256").take(rows).to_pylist(), return_inverse=True)[1]
+    return np.where(groups >= 0, groups, groups.max(initial=-1) + 1 + same)
 
 
 def _frozen(bench: Bench, probe: LinearProbe) -> Classifier:
@@ -269,6 +277,7 @@ def _about(fit: _Fit, base: Base, protocol: str, row: Row) -> dict[str, Any]:
         "n": row["n"],
         "intervals_by": "group" if row["grouped"] else "image",
         "splits_made": row["splits_made"],
+        "copies": row["copies"],
         "note": row["note"],
         "version": __version__,
     }
