@@ -185,6 +185,10 @@ def test_mistakes_are_told(backbone: Path, labelled: Path, tmp_path: Path) -> No
         finetune(backbone, labelled, tmp_path / "m", "liner", quiet=True)
     with pytest.raises(ArtifactError, match="built on trained weights"):
         finetune("random:resnet10t", labelled, tmp_path / "m", quiet=True)
+    with pytest.raises(ArtifactError, match="no such folder") as wrong:
+        finetune("gray-mednet-tinny", labelled, tmp_path / "m", quiet=True)
+    assert "random:" not in str(wrong.value.hint)  # which is refused
+    assert "or imagenet:NAME" in str(wrong.value.hint)
     with pytest.raises(ArtifactError, match="made for gray images"):
         finetune(backbone, labelled, tmp_path / "m", channels="color", quiet=True)
     assert not (tmp_path / "m").exists()
