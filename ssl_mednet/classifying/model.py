@@ -75,13 +75,20 @@ class Model:
 
     def decide(self, probabilities: np.ndarray) -> list[str]:
         """The class of each row of ``[B, K]``; of several findings those above their thresholds, joined by ``|``."""
-        classes, thresholds = self.classes, self.about["thresholds"]
-        if self.about["multilabel"]:
-            limits = np.array([thresholds[c] for c in classes])
-            return ["|".join(c for c, hit in zip(classes, row, strict=True) if hit) for row in probabilities >= limits]
-        if thresholds:  # of two classes, on the probability of the second
-            return [classes[int(p >= thresholds[classes[1]])] for p in probabilities[:, 1]]
-        return [classes[i] for i in probabilities.argmax(axis=1)]
+        said = decided(probabilities, self.classes, self.about["thresholds"], self.about["multilabel"])
+        return ["|".join(c for c, hit in zip(self.classes, row, strict=True) if hit) for row in said]
+
+
+def decided(
+    probabilities: np.ndarray, classes: list[str], thresholds: dict[str, float], multilabel: bool
+) -> np.ndarray:
+    """``[B, K]``: which classes are said of each row, one, or of several findings any number."""
+    if multilabel:
+        return np.asarray(probabilities >= np.array([thresholds[c] for c in classes]))
+    said = probabilities.argmax(axis=1)
+    if thresholds:  # of two classes, on the probability of the second
+        said = (probabilities[:, 1] >= thresholds[classes[1]]).astype(int)
+    return np.eye(len(classes), dtype=bool)[said]
 
 
 def check_room(out: str | Path, overwrite: bool) -> Path:

@@ -52,8 +52,9 @@ def finetune(
     where = "by cross-validation" if made.cross_validated else f"on {made.row['n']} test images"
     for name in ("auroc", "balanced_accuracy", "ece_calibrated"):
         if name in made.row["metrics"]:
-            value = made.row["metrics"][name]
-            print(f"{name}: {value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f}), {where}")
+            value = made.point.get(name, made.row["metrics"][name])
+            title = f"{name} of predict" if name in made.point else name
+            print(f"{title}: {value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f}), {where}")
     page = report([made.folder / "results"], made.folder / "report.html", tables=False)[0]
     print(f"model:  {made.folder}")
     print(f"report: {page}")
