@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -160,11 +161,19 @@ def _figures(ours: dict[str, Any]) -> str:
         return ""
     head = "| set | protocol | metric | value | 95 % interval | test images |\n| --- | --- | --- | --- | --- | --- |"
     lines = [
-        f"| {f['task']} | {f['protocol']} | {f['metric']} | {f['value']:.3f} | {f['low']:.3f} to {f['high']:.3f} | "
-        f"{f['n']} |"
+        f"| {f['task']} | {f['protocol']} | {f['metric']} | {' | '.join(in_words(f))} | {f['n']} |"
         for f in ours["figures"]
     ]
     return "\n".join(["\n## Figures\n", head, *lines, ""])
+
+
+def in_words(figure: dict[str, float]) -> tuple[str, str]:
+    """A figure and its 95 % interval, or why there is none."""
+    if math.isnan(figure["value"]):
+        return "not defined", "one class only"
+    if math.isnan(figure["low"]):
+        return f"{figure['value']:.3f}", "one image or group only"
+    return f"{figure['value']:.3f}", f"{figure['low']:.3f} to {figure['high']:.3f}"
 
 
 def _limits(ours: dict[str, Any]) -> str:

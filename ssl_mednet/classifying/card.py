@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ssl_mednet.backbones.card import in_words
+
 _SHOWN = {
     "auroc": "AUROC (macro)",
     "balanced_accuracy": "balanced accuracy",
@@ -20,12 +22,12 @@ def model_readme(name: str, about: dict[str, Any]) -> str:
     licences = ", ".join(f"{licence} ({count} images)" for licence, count in data["licences"].items())
     limits = ", ".join(f"{c} from {p:.3f}" for c, p in about["thresholds"].items()) or "the most probable class"
     point = about["operating_point"]
-    figures = [
-        f"| {title}{_rule(about) if key in point.get('metrics', {}) else ''} | {_interval(about['metrics'][key])} |"
+    shown = [
+        (title + (_rule(about) if key in point.get("metrics", {}) else ""), about["metrics"][key])
         for key, title in _SHOWN.items()
         if key in about["metrics"]
     ]
-    figures += _point(point)
+    figures = [f"| {title} | {' | '.join(in_words(metric))} |" for title, metric in shown + _point(point)]
     notes = [f"Measured on {about['n']} images: {about['measured_on']}; intervals over {about['intervals_by']}s."]
     notes += [f"The {' and '.join(about['splits_made'])} split was made here."] if about["splits_made"] else []
     notes += [f"{about['note']}."] if about["note"] else []
@@ -77,13 +79,9 @@ def _rule(about: dict[str, Any]) -> str:
     return ", each finding at 0.5" if about["multilabel"] else " at the most probable class"
 
 
-def _point(point: dict[str, Any]) -> list[str]:
-    """Rows of the table: how good what ``predict`` says is."""
+def _point(point: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """How good what ``predict`` says is."""
     rows = [(f"{_SHOWN[key]} of what it says", metric) for key, metric in point.get("metrics", {}).items()]
     for name, rates in point.get("findings", {}).items():
         rows += [(f"{rate} for {name}", metric) for rate, metric in rates.items()]
-    return [f"| {title} | {_interval(metric)} |" for title, metric in rows]
-
-
-def _interval(metric: dict[str, float]) -> str:
-    return f"{metric['value']:.3f} | {metric['low']:.3f} to {metric['high']:.3f}"
+    return rows

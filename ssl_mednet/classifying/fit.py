@@ -242,7 +242,7 @@ def _measure(fit: _Fit, protocol: str, folder: Path, command: str, began: float)
     ids = np.unique(np.concatenate(shown))
     if len(ids):
         write_thumbnails(bench.task, folder, ids)
-    write_json(folder / ROWS, [row])
+    write_json(folder / ROWS, [row], nan=False)
     write_json(folder / COMPARISONS, [])
     write_json(folder / RUN, session(f"ssl-mednet finetune --weights {command}", bench.suite, began))
     return row

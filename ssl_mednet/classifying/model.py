@@ -132,9 +132,15 @@ def write_head(folder: Path, weight: Tensor, bias: Tensor, unlike: Unlike, about
     """Write all but the backbone."""
     tensors = {"weight": weight, "bias": bias} | {k: torch.from_numpy(v) for k, v in unlike.arrays().items()}
     (folder / HEAD).write_bytes(save({k: v.detach().float().cpu().contiguous() for k, v in tensors.items()}))
-    write_json(
-        folder / MODEL, {"format": FORMAT, **about, "unlike": unlike.said(), "head_sha256": sha256(folder / HEAD)}
-    )
+    said = {"format": FORMAT, **about, "unlike": unlike.said(), "head_sha256": sha256(folder / HEAD)}
+    write_json(folder / MODEL, said, nan=False)
+
+
+def _with_nan(figures: Any) -> Any:
+    """Figures as they were before they were written: null is NaN, a figure that is not defined."""
+    if isinstance(figures, dict):
+        return {key: _with_nan(value) for key, value in figures.items()}
+    return float("nan") if figures is None else figures
 
 
 def is_model(path: str | Path) -> bool:
@@ -154,6 +160,7 @@ def load_model(path: str | Path) -> Model:
         raise ArtifactError(f"{path}: {'holds no ' + MODEL if folder.exists() else 'no such folder'}", hint)
     try:
         about = json.loads((folder / MODEL).read_text())
+        about |= {key: _with_nan(about[key]) for key in ("metrics", "operating_point") if key in about}
         if about["format"] != FORMAT:
             raise ArtifactError(f"{folder}: has the layout {about['format']}, this version reads {FORMAT}")
         if sha256(folder / HEAD) != about["head_sha256"]:

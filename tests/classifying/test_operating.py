@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from ssl_mednet import finetune, predict
+from ssl_mednet import export, finetune, predict
 from ssl_mednet.classifying.card import model_readme
 from ssl_mednet.classifying.fit import Fitted
 from ssl_mednet.classifying.model import load_model
@@ -102,3 +102,37 @@ def test_of_three_classes_the_most_probable_one_is_what_is_said(backbone: Path, 
     assert made.point == {}
     assert json.loads((made.folder / "model.json").read_text())["operating_point"] == {}
     assert "| balanced accuracy | " in (made.folder / "README.md").read_text()
+
+
+def test_a_test_split_of_one_class_is_told_and_leaves_valid_json(backbone: Path, rare: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    lines = (rare / "labels.csv").read_text().splitlines()
+    (folder / "labels.csv").write_text("\n".join(line for line in lines if ",sick,test" not in line) + "\n")
+    for line in lines[1:]:
+        name = line.split(",")[0]
+        if ",sick,test" not in line:
+            (folder / name).write_bytes((rare / name).read_bytes())
+
+    def refuse(token: str) -> None:
+        raise AssertionError(f"{token} is no JSON")
+
+    said = ["finetune", "-w", str(backbone), "-d", str(folder), "-o", str(tmp_path / "m"), "--protocol", "linear", "-q"]
+    terminal = CliRunner().invoke(app, said)
+    assert "auroc: not defined (one class only), on 50 test images" in terminal.output
+    for name in ("model.json", "results/results.json"):
+        written = json.loads((tmp_path / "m" / name).read_text(), parse_constant=refuse)
+    assert written[0]["metrics"]["auroc"]["value"] is None
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "| AUROC (macro) | not defined | one class only |" in card
+    assert "| sensitivity for sick | not defined | one class only |" in card
+    assert "nan" not in card + terminal.output
+    about = load_model(tmp_path / "m").about
+    assert np.isnan(
+        [about["metrics"]["auroc"]["value"], about["operating_point"]["findings"]["sick"]["sensitivity"]["value"]]
+    ).all()
+    pytest.importorskip("onnxscript")
+    assert (
+        "| auroc | not defined | one class only |"
+        in (export(tmp_path / "m", "onnx", tmp_path / "onnx") / "README.md").read_text()
+    )
