@@ -23,7 +23,7 @@ from ssl_mednet.files import write_json
 
 FORMAT = 1
 MODEL, HEAD, BACKBONE, REFERENCE, RESULTS = "model.json", "head.safetensors", "backbone", "reference", "results"
-_ENTRIES = frozenset({MODEL, HEAD, BACKBONE, REFERENCE, RESULTS, CARD})
+_ENTRIES = frozenset({MODEL, HEAD, BACKBONE, REFERENCE, RESULTS, CARD, "report.html"})
 _NEEDED = ("classes", "multilabel", "temperature", "thresholds", "channels", "modalities", "convert", "store_size")
 
 

@@ -57,8 +57,11 @@ class Predictions:
 
 
 def shown(name: str) -> str:
-    """A name of a file as text that can be written: bytes of it that are not UTF-8 become ``\\udcff`` and the like."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    """A name of a file as text that can be written: bytes of it that are not UTF-8 become ``\\udcff`` and the like.
+
+    A carriage return becomes ``\\r``, for csv does not quote one, and readers take it for the end of a line.
+    """
+    return name.encode("utf-8", "backslashreplace").decode().replace("\r", "\\r")
 
 
 def as_csv(model: Model, found: Predictions) -> str:

@@ -75,7 +75,7 @@ def write_onnx(source: Model | nn.Module, config: dict[str, Any], out: Path) -> 
     about: dict[str, Any] = {
         "input": {"name": "images", "shape": ["batch", channels, pre.image_size, pre.image_size], "range": [0.0, 1.0]},
         "outputs": outputs,
-        **images_in_words(store_size),
+        **images_in_words(store_size, pre.channels, bool(said.get("convert"))),
         "normalisation": {"where": "inside the graph", "mean": list(pre.mean), "std": list(pre.std)},
         **{key: said[key] for key in ("classes", "multilabel", "thresholds") if key in said},
     }
@@ -89,14 +89,30 @@ def write_onnx(source: Model | nn.Module, config: dict[str, Any], out: Path) -> 
     (out / CARD).write_text(card(config, _usage(pre, outputs, store_size), "onnxruntime", lead, rows))
 
 
-def images_in_words(store_size: int) -> dict[str, Any]:
+_CHANNELS = {
+    "gray": "one; opacity is dropped, palettes and CMYK become RGB; RGB whose channels differ by at most 2 of 255 in "
+    "every pixel is gray: its green channel",
+    "color": "three, in the order red, green, blue; opacity is dropped, palettes and CMYK become RGB",
+}
+_CONVERTED = {
+    "gray": "; other RGB becomes its luma, 0.299 R + 0.587 G + 0.114 B, on the values as stored, rounded to whole "
+    "numbers",
+    "color": "; a gray image becomes three equal channels",
+}
+_REFUSED = {"gray": "; other RGB is refused", "color": "; an image with one channel is refused"}
+
+
+def images_in_words(store_size: int, channels: str, convert: bool) -> dict[str, Any]:
     """How a file becomes the input of a graph, in the order in which it happens to it here.
 
     Args:
         store_size: longest side to which images are shrunk first, pixels.
+        channels: of the backbone, ``"gray"`` or ``"color"``.
+        convert: whether images of the other kind are turned into this one; else they are refused.
     """
     low, high = DEFAULT_CT_WINDOW
     return {
+        "channels": _CHANNELS[channels] + (_CONVERTED if convert else _REFUSED)[channels],
         "shrink": {
             "longest_side": store_size,
             "how": "the longest side to at most this many pixels, the other in proportion; never enlarged; Pillow's "

@@ -58,6 +58,9 @@ def test_an_artifact_loads_strictly_into_plain_timm_with_the_same_features(
         expected = model(images)
         assert torch.equal(plain(images), expected)
         assert torch.equal(load_backbone(tmp_path / "backbone")(images), expected)
+        classifier = timm.create_model(f"local-dir:{tmp_path / 'backbone'}", pretrained=True, num_classes=5).eval()
+        assert torch.equal(classifier.forward_head(classifier.forward_features(images), pre_logits=True), expected)
+        assert classifier(images).shape == (2, 5)
     assert expected.shape == (2, model.num_features)
     assert (tmp_path / "backbone" / "README.md").read_text().count("timm") > 1
 
@@ -68,6 +71,15 @@ def test_plain_timm_reads_the_preprocessing_too(tmp_path: Path) -> None:
     assert tuple(config["input_size"]) == (1, 64, 64)
     assert tuple(config["mean"]) == (0.4,)
     assert config["crop_pct"] == 1.0
+
+
+@pytest.mark.parametrize("net", ["resnet10t", "convnext_atto", "efficientnet_lite0"])
+def test_plain_timm_takes_weights_of_gray_images_to_three_equal_channels(net: str, tmp_path: Path) -> None:
+    model = save(tmp_path / "backbone", net, 1, 96)
+    plain = timm.create_model(f"local-dir:{tmp_path / 'backbone'}", pretrained=True, in_chans=3).eval()
+    images = torch.rand(2, 1, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(images.expand(-1, 3, -1, -1)), model(images), rtol=1e-3, atol=2e-3)
 
 
 def test_small_images_get_a_stem_without_large_kernel_and_max_pool() -> None:

@@ -108,6 +108,9 @@ def test_what_ships_is_whole_small_and_described(name: str, monkeypatch: pytest.
         features = backbone(pre(images))
     assert torch.isfinite(features).all()
     assert features.std(dim=0).max() > 0
+    classifier = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7).eval()
+    with torch.no_grad():
+        assert torch.equal(classifier.global_pool(classifier.forward_features(pre(images))), features)
     ours = json.loads((folder / "config.json").read_text())["ssl_mednet"]
     assert ours["licence"]
     assert ours["figures"]

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 from xray_phantoms import xray
 
 from ssl_mednet import finetune, load_backbone, predict, report
 from ssl_mednet.classifying import fit
 from ssl_mednet.classifying.fit import Fitted
 from ssl_mednet.classifying.model import load_model
+from ssl_mednet.cli import app
 from ssl_mednet.data.corpus import CorpusSpec
 from ssl_mednet.data.labelled import open_labelled
 from ssl_mednet.errors import ArtifactError, DataError, RecipeError, UserError
@@ -162,7 +164,10 @@ def test_nothing_is_overwritten_unless_it_is_said(backbone: Path, labelled: Path
         finetune(backbone, labelled, out, "linear", overwrite=True, quiet=True)
     assert (out / "notes.txt").read_text() == "mine"
     (out / "notes.txt").unlink()
-    finetune(backbone, labelled, out, "linear", overwrite=True, quiet=True)
+    words = ["finetune", "-w", str(backbone), "-d", str(labelled), "-o", str(out), "--protocol", "linear", "-q"]
+    for _ in range(2):  # the second replaces the report that the first has made
+        assert CliRunner().invoke(app, [*words, "--overwrite"]).exit_code == 0
+        assert (out / "report.html").is_file()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".m")] == []
 
 

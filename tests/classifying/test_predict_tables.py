@@ -54,6 +54,21 @@ def test_every_image_gets_a_row_whatever_a_table_lists(
     assert not found.refused
 
 
+def test_files_of_a_folder_that_are_not_looked_at_are_refused_by_name(fitted: Fitted, tmp_path: Path) -> None:
+    """A suffix may say nothing of what is in a file; texts and tables beside images are no news."""
+    source = pictures(tmp_path / "new", 1)
+    picture = (source / "0.png").read_bytes()
+    for name in ("scan.dcm.bak", "b.png_", "deep/old.jp2", ".hidden.jp2", "notes.txt", "Thumbs.db", "volume.raw"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(picture)
+    found = predict(fitted.folder, [source], quiet=True)
+    assert [Path(row.file).name for row in found.rows] == ["0.png"]
+    refused = {Path(name).name: reason for name, reason in found.refused}
+    assert sorted(refused) == ["b.png_", "old.jp2", "scan.dcm.bak"]
+    assert "suffix .bak; name the file by itself" in refused["scan.dcm.bak"]
+    assert len(predict(fitted.folder, [source / "scan.dcm.bak", source / "b.png_"], quiet=True).rows) == 2
+
+
 def test_images_beside_a_parquet_file_get_rows_too(fitted: Fitted, tmp_path: Path) -> None:
     source = pictures(tmp_path / "new", 2)
     inside = {"image": [(source / "0.png").read_bytes()]}
@@ -80,6 +95,16 @@ def test_a_table_may_say_that_an_image_is_of_another_kind(fitted: Fitted, tmp_pa
     found = predict(fitted.folder, [source], quiet=True)
     assert [Path(row.file).name for row in found.rows] == ["0.png"]
     assert found.refused == [(str(source / "1.png"), "is mri, the model was made on xray")]
+
+
+def test_a_line_end_in_a_name_does_not_tear_its_row(fitted: Fitted, tmp_path: Path) -> None:
+    (path := pictures(tmp_path / "new", 1) / "0.png").rename(path.with_name("a\rb\nc,d.png"))
+    out = tmp_path / "p.csv"
+    predict(fitted.folder, [tmp_path / "new"], out, quiet=True)
+    with out.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["file"].endswith("a\\rb\nc,d.png")
+    assert row["index"] == "0"
 
 
 def test_a_name_that_is_not_utf_8_is_written(fitted: Fitted, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from ssl_mednet.data.corpus import CorpusSpec, open_corpus
 from ssl_mednet.errors import ArtifactError, RecipeError, UserError
 from ssl_mednet.evaluation.suite import Suite
 from ssl_mednet.exporting.run import halved
+from ssl_mednet.exporting.to_onnx import images_in_words
 
 
 def artifact(folder: Path, net: str, channels: int = 1, size: int = 32) -> Path:
@@ -137,6 +138,9 @@ def test_a_graph_says_how_images_become_its_input_as_it_is_done_here(tmp_path: P
     about = json.loads((folder / "preprocessing.json").read_text())
     assert about["intensity"]["16 bit, unsigned (PNG, TIFF, npy)"].startswith("value / 4095 where")
     assert "states none -160 and 240 HU" in about["intensity"]["CT in Hounsfield units (DICOM)"]
+    assert about["channels"].endswith("other RGB is refused")
+    assert "0.299 R + 0.587 G + 0.114 B" in images_in_words(256, "gray", convert=True)["channels"]
+    assert images_in_words(256, "color", convert=True)["channels"].endswith("becomes three equal channels")
     longest, size = about["shrink"]["longest_side"], about["input"]["shape"][-1]
     assert f"longest side of {longest} pixels" in (folder / "README.md").read_text()
     rng = np.random.default_rng(0)
@@ -145,11 +149,15 @@ def test_a_graph_says_how_images_become_its_input_as_it_is_done_here(tmp_path: P
     Image.fromarray(values[0]).save(tmp_path / "images" / "a.png")
     (tmp_path / "images" / "b.dcm").write_bytes(dicom(values[1], Modality="CT", RescaleSlope=1, RescaleIntercept=0))
     store_size = Suite.model_fields["store_size"].default  # which evaluate and finetune have
-    corpus = open_corpus(tmp_path / "images", CorpusSpec("gray", store_size), quiet=True)
-    seen = resize(corpus.batch(np.arange(2)), size)
-    for number, (stored, low, high) in enumerate(((values[0], 0, 4095), (values[1], -160, 240))):
-        small = Image.fromarray(stored.astype(np.float32)).resize((longest, 150), Image.Resampling.BILINEAR)
-        unit = torch.from_numpy((np.rint(np.asarray(small)) - low) / (high - low)).clamp(0, 1)[None, None]
+    color = rng.integers(0, 256, (300, 512, 3)).astype(np.uint8)
+    Image.fromarray(color).save(tmp_path / "images" / "c.png")
+    corpus = open_corpus(tmp_path / "images", CorpusSpec("gray", store_size, convert=True), quiet=True)
+    seen = resize(corpus.batch(np.arange(3)), size)
+    luma = np.rint(color @ [0.299, 0.587, 0.114]).astype(np.uint8)
+    for number, (stored, low, high) in enumerate(((values[0], 0, 4095), (values[1], -160, 240), (luma, 0, 255))):
+        plane = Image.fromarray(stored if stored.dtype == np.uint8 else stored.astype(np.float32))
+        small = plane.resize((longest, 150), Image.Resampling.BILINEAR)
+        unit = torch.from_numpy((np.rint(np.asarray(small, np.float32)) - low) / (high - low)).clamp(0, 1)[None, None]
         square = torch.nn.functional.interpolate(unit, (size, size), mode="bilinear", antialias=True)
         torch.testing.assert_close(seen[number], square[0], atol=1e-4, rtol=0)
 

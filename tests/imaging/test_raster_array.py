@@ -11,7 +11,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ssl_mednet.errors import UnreadableImage
 from ssl_mednet.imaging.image import MedicalImage, collapse_gray
@@ -82,11 +82,48 @@ def test_unusual_modes_become_gray_or_rgb() -> None:
     assert one(pil(Image.fromarray(RGB8).convert("CMYK"), "JPEG")).channels == 3
 
 
-def test_the_orientation_in_exif_is_applied() -> None:
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 are none
+def test_the_orientation_in_exif_and_tiff_is_applied(orientation: int) -> None:
     picture = Image.fromarray(GRAY8)
     exif = picture.getexif()
-    exif[0x0112] = 6  # turn clockwise to show
-    assert np.array_equal(one(pil(picture, exif=exif)).pixels[..., 0], np.rot90(GRAY8, -1))
+    exif[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(pil(picture, exif=exif)))))
+    assert np.array_equal(one(pil(picture, exif=exif)).pixels[..., 0], expected)
+    turned = tiff(GRAY8, extratags=[(274, 3, 1, orientation, True)])
+    assert np.array_equal(one(turned).pixels[..., 0], expected)
+    deep = pil(Image.fromarray(GRAY8.astype(np.uint16) * 257), exif=exif)
+    assert np.array_equal(one(deep).pixels[..., 0], expected.astype(np.uint16) * 257)
+    color = tiff(RGB8, photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
+    assert np.array_equal(one(color).pixels[..., 1], np.asarray(ImageOps.exif_transpose(exif_of(RGB8[..., 1], exif))))
+
+
+def exif_of(pixels: np.ndarray, exif: Image.Exif) -> Image.Image:
+    return Image.open(io.BytesIO(pil(Image.fromarray(pixels), exif=exif)))
+
+
+def test_inks_of_tiff_are_those_of_jpeg_and_other_colors_are_refused() -> None:
+    inks = np.asarray(Image.fromarray(RGB8).convert("CMYK")).copy()
+    inks[:, :15, 3] = 90  # some black
+    expected = np.asarray(Image.fromarray(inks, "CMYK").convert("RGB"))
+    assert np.abs(one(tiff(inks, photometric="separated")).pixels.astype(int) - expected).max() <= 1
+    deep = one(tiff(inks.astype(np.uint16) * 257, photometric="separated"))
+    assert np.abs(deep.pixels / 257 - expected).max() <= 1
+    five = tiff(np.dstack([inks, inks[..., :1]]), photometric="separated")
+    for data in (five, tiff(RGB8, photometric="cielab")):
+        with pytest.raises(UnreadableImage, match="save it as RGB"):
+            one(data)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_white_is_the_upper_end_of_the_bits_that_there_are(bits: int) -> None:
+    top = 2**bits - 1
+    film = np.full((8, 8), top // 3, np.uint16)
+    film[0, 0] = top  # black
+    image = one(tiff(film, photometric="miniswhite"))
+    assert image.window == (0, top)
+    assert np.array_equal(image.pixels[..., 0], top - film)
+    wide = one(tiff(film.astype(np.uint32), photometric="miniswhite")).pixels[..., 0]  # stretched
+    assert (wide[0, 0], wide[1, 1]) == (0, 65535)
 
 
 def test_gray_jpeg_stays_gray_and_gray_rgb_collapses() -> None:

@@ -16,7 +16,7 @@ from ssl_mednet.data.schema import TAG
 from ssl_mednet.data.sources.base import SPLIT_NAMES, Item, Source, files_below
 from ssl_mednet.data.sources.together import may_be_dicom, may_share, together
 from ssl_mednet.errors import DataError, UnreadableImage
-from ssl_mednet.imaging.readers import archive, is_image_name, npz_splits, passed_over, series
+from ssl_mednet.imaging.readers import archive, is_image_name, npz_splits, passed_over, series, unknown_suffix
 from ssl_mednet.progress import Progress
 
 
@@ -106,7 +106,10 @@ class TreeSource(Source):
         yield from self._passed_over()
 
     def _every(self, names: list[str]) -> Iterator[Item]:
-        """An item for each of these files; of a table their modality is taken, and it alone gets lost if it is bad."""
+        """An item for each of these files; of a table their modality is taken, and it alone gets lost if it is bad.
+
+        Files of a suffix that says nothing are items too, with the reason why they are not looked at.
+        """
         said: dict[str, dict[str, Any]] = {name: {} for name in names}
         table = self._table_name()
         try:
@@ -119,6 +122,9 @@ class TreeSource(Source):
         for part in self._parts(names):
             yield from self._arranged(self._stacks(part), said)
         yield from self._passed_over()
+        for name in self.names():
+            if reason := unknown_suffix(name):
+                yield Item(self._full(name), UnreadableImage(self._full(name), reason))
 
     def _passed_over(self) -> Iterator[Item]:
         for name in self.names():

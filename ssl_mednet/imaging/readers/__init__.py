@@ -23,6 +23,12 @@ SUFFIXES = frozenset({
     ".dcm", ".dicom", ".ima", ".nii", ".gz", ".npy", ".npz", ".mha", ".mhd", ".nrrd", ".nhdr",
     ".svs", ".ndpi", ".scn", ".bif", ".btf",
 })
+# What lies beside images: texts, tables, results, what a desktop leaves, the pixels of .mhd and .nhdr.
+_TEXTS = frozenset({
+    ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".htm", ".pdf", ".yaml", ".yml", ".toml",
+    ".ini", ".cfg", ".log", ".py", ".ipynb", ".sh", ".bat", ".url", ".lnk", ".db", ".sha256", ".md5", ".bval", ".bvec",
+    ".doc", ".docx", ".xls", ".xlsx", ".ods", ".parquet", ".arrow", ".feather", ".raw", ".zraw",
+})
 # fmt: on
 _NO_IMAGES = frozenset({"README", "LICENSE", "LICENCE", "NOTICE", "DICOMDIR", "Makefile", "VERSION", "CITATION"})
 _VIDEOS = frozenset({".avi", ".mp4", ".m4v", ".mov", ".mkv", ".wmv", ".mpg", ".mpeg", ".webm"})
@@ -158,6 +164,15 @@ def passed_over(name: str) -> str:
     if path.suffix in _VIDEOS:
         return "is a video, which is not read; extract its frames first"
     return "is an archive inside the source; unpack it, or name it by itself" if path.suffix in _ARCHIVES else ""
+
+
+def unknown_suffix(name: str) -> str:
+    """Why a file is not looked at that may hold an image or not; empty for those that are looked at and for texts."""
+    path = PurePosixPath(name.lower())
+    hidden = path.name.startswith(".") or "__macosx" in path.parts
+    if hidden or is_image_name(name) or passed_over(name) or path.suffix in _TEXTS or not path.suffix:
+        return ""
+    return f"is not looked at in a folder or archive for its suffix {path.suffix}; name the file by itself"
 
 
 def is_image_name(name: str) -> bool:

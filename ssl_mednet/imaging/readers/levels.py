@@ -69,3 +69,12 @@ def in_channels(pixels: np.ndarray, name: str) -> np.ndarray:
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4):
         raise UnreadableImage(name, f"has shape {list(pixels.shape)}, which is no picture of 1 or 3 channels")
     return pixels[..., :1] if pixels.shape[2] < 3 else pixels[..., :3]
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """``[H, W, ...]`` turned as tag 274 of EXIF and TIFF says (TIFF 6.0, page 36), else as it is."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)  # 5: no more; 6 and 8 are quarter turns, 7 is the other diagonal
+    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
+    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
+    return np.ascontiguousarray(pixels[rows, columns])

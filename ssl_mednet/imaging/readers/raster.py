@@ -11,9 +11,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ssl_mednet.imaging.image import MedicalImage
 from ssl_mednet.imaging.readers import ReadContext
-from ssl_mednet.imaging.readers.levels import as_stored, bits_window, in_channels
+from ssl_mednet.imaging.readers.levels import as_stored, bits_window, in_channels, upright
 
 _PNG_DEPTH = 24  # offset of the bit depth in a PNG's header (PNG specification, 11.2.2 IHDR)
+
+_ORIENTATION = 274  # tag of EXIF
 
 
 def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
@@ -23,7 +25,7 @@ def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
         with Image.open(io.BytesIO(data)) as picture:
             ctx.check_size(picture.height, picture.width)
             if data.startswith(b"\x89PNG") and data[_PNG_DEPTH] == 16:
-                pixels = _sixteen_bit_png(data)
+                pixels = upright(_sixteen_bit_png(data), picture.getexif().get(_ORIENTATION, 1))
             else:
                 pixels = _eight_bit(ImageOps.exif_transpose(picture))
     except UnidentifiedImageError as error:

@@ -11,7 +11,9 @@ import tifffile
 
 from ssl_mednet.imaging.image import MedicalImage
 from ssl_mednet.imaging.readers import ReadContext, slide_tiff
-from ssl_mednet.imaging.readers.levels import as_stored, bits_window, in_channels
+from ssl_mednet.imaging.readers.levels import as_stored, bits_window, in_channels, upright
+
+_OTHER_COLORS = (tifffile.PHOTOMETRIC.CIELAB, tifffile.PHOTOMETRIC.ICCLAB, tifffile.PHOTOMETRIC.ITULAB)
 
 
 def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
@@ -29,9 +31,8 @@ def read(source: Path | bytes, ctx: ReadContext) -> Iterator[MedicalImage]:
             for index in ctx.chosen(len(found)):
                 page = found[index]
                 ctx.check_size(page.imagelength, page.imagewidth, page.imagedepth)
-                values = _pixels(page, ctx)
                 # A dark page of a stack is dark: what bits the stack has is not known from one page.
-                window = bits_window(values if len(found) == 1 else values[:0])
+                values, window = _pixels(page, ctx, alone=len(found) == 1)
                 pixels = in_channels(as_stored(values, ctx.name), ctx.name)
                 yield MedicalImage(pixels, ctx.modality, window, index=index)
     except (tifffile.TiffFileError, ValueError, OSError, IndexError, KeyError) as error:
@@ -52,15 +53,32 @@ def _is_level(page: tifffile.TiffPage, pages: list[tifffile.TiffPage]) -> bool:
     return left == below == 0 and across == down
 
 
-def _pixels(page: tifffile.TiffPage, ctx: ReadContext) -> np.ndarray:
+def _pixels(page: tifffile.TiffPage, ctx: ReadContext, alone: bool) -> tuple[np.ndarray, tuple[float, float]]:
+    """Brightness or RGB, upright, and what becomes 0 and 1 of it."""
     if not isinstance(page.compression, tifffile.COMPRESSION):
         raise ctx.fail(f"is compressed in a way that no decoder knows (TIFF compression {int(page.compression)})")
+    color = page.photometric
+    if color in _OTHER_COLORS:
+        raise ctx.fail(f"holds colors as {tifffile.PHOTOMETRIC(color).name}, which is not read: save it as RGB")
     pixels = page.asarray()
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
-        table = np.asarray(page.colormap)  # [3, 2^bits] uint16
-        return np.moveaxis(table[:, pixels], 0, -1)
-    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind in "ub":
-        pixels = ~pixels if pixels.dtype == bool else np.iinfo(pixels.dtype).max - pixels
     if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
         pixels = np.moveaxis(pixels, 0, -1)
-    return pixels
+    if color == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
+        pixels = np.moveaxis(np.asarray(page.colormap)[:, pixels], 0, -1)  # [3, 2^bits] uint16
+    window = bits_window(pixels if alone else pixels[:0])
+    if color == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind in "ub":
+        top = window[1] if pixels.itemsize <= 2 else np.iinfo(pixels.dtype).max
+        pixels = ~pixels if pixels.dtype == bool else pixels.dtype.type(top) - pixels
+    if color == tifffile.PHOTOMETRIC.SEPARATED:
+        pixels = _from_inks(pixels, ctx)
+    tag = page.tags.get("Orientation")
+    return upright(pixels, int(tag.value) if tag else 1), window
+
+
+def _from_inks(pixels: np.ndarray, ctx: ReadContext) -> np.ndarray:
+    """``[H, W, 4]`` of cyan, magenta, yellow and black as RGB, as Pillow does it for JPEG."""
+    if pixels.ndim != 3 or pixels.shape[2] != 4 or pixels.dtype not in (np.uint8, np.uint16):
+        raise ctx.fail("is printed in inks that are not read: save it as RGB")
+    top = float(np.iinfo(pixels.dtype).max)
+    left = (top - pixels[..., :3]) * ((top - pixels[..., 3:]) / top)
+    return np.rint(left).astype(pixels.dtype)
