@@ -108,6 +108,7 @@ def front_matter(config: dict[str, Any], **more: str) -> str:
         keys = {"license": "other", "license_name": licence.lower().replace(" ", "-").replace(":", "-"), **keys}
     method = ours.get("recipe", {}).get("method", {}).get("name", "")
     how = "fine-tuned" if method == FINETUNED else "self-supervised"
+    how = "image-classification" if "classifier" in ours else how
     tags = ["medical-imaging", how, keys["library_name"], ours["preprocessing"]["channels"]]
     return "".join(f"{k}: {v}\n" for k, v in keys.items()) + f"tags: [{', '.join(tags)}]\n"
 
@@ -122,7 +123,7 @@ def _table(config: dict[str, Any], more: Iterable[tuple[str, str]]) -> str:
             "normalisation",
             f"mean {[round(m, 4) for m in pre['mean']]}, std {[round(s, 4) for s in pre['std']]}",
         ),
-        ("output", f"{config['num_features']} features"),
+        ("output", ours.get("classifier", {}).get("output") or f"{config['num_features']} features"),
         ("trained on", f"{data.get('source', 'unknown')}: {data.get('images', '?')} images"),
         ("licences of the data", licences or "not stated"),
         ("licence of the weights", ours.get("licence") or "not stated"),
@@ -159,7 +160,8 @@ def _figures(ours: dict[str, Any]) -> str:
     """Measured figures as a table; nothing where there are none."""
     if not ours.get("figures"):
         return ""
-    head = "| set | protocol | metric | value | 95 % interval | test images |\n| --- | --- | --- | --- | --- | --- |"
+    counted = ours.get("classifier", {}).get("counted") or "test images"
+    head = f"| set | protocol | metric | value | 95 % interval | {counted} |\n| --- | --- | --- | --- | --- | --- |"
     lines = [
         f"| {f['task']} | {f['protocol']} | {f['metric']} | {' | '.join(in_words(f))} | {f['n']} |"
         for f in ours["figures"]
