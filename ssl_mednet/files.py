@@ -36,7 +36,13 @@ def sync_folder(folder: Path) -> None:
         os.close(number)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """JSON, indented, NaN as ``NaN``; whole or not at all."""
+def write_json(path: Path, content: Any, nan: bool = True) -> None:
+    """JSON, indented; whole or not at all.
+
+    Args:
+        nan: whether what is not a finite number is written as ``NaN``, which other readers of JSON refuse, or as null.
+    """
+    if not nan:
+        content = json.loads(json.dumps(content), parse_constant=lambda _: None)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=True) + "\n")
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=nan) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -107,6 +108,7 @@ def front_matter(config: dict[str, Any], **more: str) -> str:
         keys = {"license": "other", "license_name": licence.lower().replace(" ", "-").replace(":", "-"), **keys}
     method = ours.get("recipe", {}).get("method", {}).get("name", "")
     how = "fine-tuned" if method == FINETUNED else "self-supervised"
+    how = "image-classification" if "classifier" in ours else how
     tags = ["medical-imaging", how, keys["library_name"], ours["preprocessing"]["channels"]]
     return "".join(f"{k}: {v}\n" for k, v in keys.items()) + f"tags: [{', '.join(tags)}]\n"
 
@@ -121,7 +123,7 @@ def _table(config: dict[str, Any], more: Iterable[tuple[str, str]]) -> str:
             "normalisation",
             f"mean {[round(m, 4) for m in pre['mean']]}, std {[round(s, 4) for s in pre['std']]}",
         ),
-        ("output", f"{config['num_features']} features"),
+        ("output", ours.get("classifier", {}).get("output") or f"{config['num_features']} features"),
         ("trained on", f"{data.get('source', 'unknown')}: {data.get('images', '?')} images"),
         ("licences of the data", licences or "not stated"),
         ("licence of the weights", ours.get("licence") or "not stated"),
@@ -158,13 +160,22 @@ def _figures(ours: dict[str, Any]) -> str:
     """Measured figures as a table; nothing where there are none."""
     if not ours.get("figures"):
         return ""
-    head = "| set | protocol | metric | value | 95 % interval | test images |\n| --- | --- | --- | --- | --- | --- |"
+    counted = ours.get("classifier", {}).get("counted") or "test images"
+    head = f"| set | protocol | metric | value | 95 % interval | {counted} |\n| --- | --- | --- | --- | --- | --- |"
     lines = [
-        f"| {f['task']} | {f['protocol']} | {f['metric']} | {f['value']:.3f} | {f['low']:.3f} to {f['high']:.3f} | "
-        f"{f['n']} |"
+        f"| {f['task']} | {f['protocol']} | {f['metric']} | {' | '.join(in_words(f))} | {f['n']} |"
         for f in ours["figures"]
     ]
     return "\n".join(["\n## Figures\n", head, *lines, ""])
+
+
+def in_words(figure: dict[str, float]) -> tuple[str, str]:
+    """A figure and its 95 % interval, or why there is none."""
+    if math.isnan(figure["value"]):
+        return "not defined", "one class only"
+    if math.isnan(figure["low"]):
+        return f"{figure['value']:.3f}", "one image or group only"
+    return f"{figure['value']:.3f}", f"{figure['low']:.3f} to {figure['high']:.3f}"
 
 
 def _limits(ours: dict[str, Any]) -> str:

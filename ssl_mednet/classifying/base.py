@@ -76,7 +76,7 @@ def open_base(spec: str, channels: str, image_size: int | None) -> Base:
         return Base(weights, args, start.licences, None)
     if spec.partition(":")[0] in ("random", "baseline", "imagenet") and ":" in spec:
         raise ArtifactError(f"{spec}: a classifier is built on trained weights", "a run, a name, imagenet:NAME")
-    folder = find_artifact(spec)
+    folder = find_artifact(spec, "imagenet:NAME")
     config, model = read_config(folder), load_backbone(spec)
     ours, preprocessing = config["ssl_mednet"], model.preprocessing
     assert isinstance(preprocessing, Preprocessing)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ssl_mednet.backbones.card import in_words
+
 _SHOWN = {
     "auroc": "AUROC (macro)",
     "balanced_accuracy": "balanced accuracy",
@@ -19,14 +21,21 @@ def model_readme(name: str, about: dict[str, Any]) -> str:
     weights, data, pre = about["weights"], about["data"], about["preprocessing"]
     licences = ", ".join(f"{licence} ({count} images)" for licence, count in data["licences"].items())
     limits = ", ".join(f"{c} from {p:.3f}" for c, p in about["thresholds"].items()) or "the most probable class"
-    figures = [
-        f"| {title} | {about['metrics'][key]['value']:.3f} | {_interval(about['metrics'][key])} |"
+    point = about["operating_point"]
+    shown = [
+        (title + (_rule(about) if key in point.get("metrics", {}) else ""), about["metrics"][key])
         for key, title in _SHOWN.items()
         if key in about["metrics"]
     ]
+    figures = [f"| {title} | {' | '.join(in_words(metric))} |" for title, metric in shown + _point(point)]
     notes = [f"Measured on {about['n']} images: {about['measured_on']}; intervals over {about['intervals_by']}s."]
     notes += [f"The {' and '.join(about['splits_made'])} split was made here."] if about["splits_made"] else []
     notes += [f"{about['note']}."] if about["note"] else []
+    if point:
+        notes.append(f"What it says is decided at thresholds from {point['thresholds_from']}, as by `predict`.")
+    exact, near = (about.get("copies", {}).get(kind, 0) for kind in ("exact", "near"))
+    if exact + near:
+        notes.append(f"Of the test images {exact} are training images too and {near} nearly so: the figures flatter.")
     return f"""---
 library_name: ssl-mednet
 tags: [medical-imaging, image-classification, {about["channels"]}]
@@ -66,5 +75,13 @@ Not a medical device; not for diagnosis. Evaluate on your own data before you dr
 """
 
 
-def _interval(metric: dict[str, float]) -> str:
-    return f"{metric['low']:.3f} to {metric['high']:.3f}"
+def _rule(about: dict[str, Any]) -> str:
+    return ", each finding at 0.5" if about["multilabel"] else " at the most probable class"
+
+
+def _point(point: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """How good what ``predict`` says is."""
+    rows = [(f"{_SHOWN[key]} of what it says", metric) for key, metric in point.get("metrics", {}).items()]
+    for name, rates in point.get("findings", {}).items():
+        rows += [(f"{rate} for {name}", metric) for rate, metric in rates.items()]
+    return rows

@@ -19,7 +19,8 @@ from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
 from ssl_mednet.classifying.base import Base, all_licences, keep_backbone, open_base
 from ssl_mednet.classifying.card import model_readme
 from ssl_mednet.classifying.folds import cross_validate
-from ssl_mednet.classifying.model import BACKBONE, REFERENCE, RESULTS, check_room, whole_folder, write_head
+from ssl_mednet.classifying.model import BACKBONE, REFERENCE, RESULTS, check_room, decided, whole_folder, write_head
+from ssl_mednet.classifying.operating import decided_by_others, operating_point, thresholds
 from ssl_mednet.classifying.unlike import Unlike
 from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.errors import RecipeError, did_you_mean
@@ -35,7 +36,7 @@ from ssl_mednet.evaluation.run import RUN, open_set, session
 from ssl_mednet.evaluation.suite import load_suite
 from ssl_mednet.evaluation.weights import state_hash
 from ssl_mednet.files import write_json
-from ssl_mednet.probe import LinearProbe, best_threshold, fit_temperature, with_temperature
+from ssl_mednet.probe import LinearProbe, fit_temperature, with_temperature
 
 LINEAR, BOTH = "linear", "linear_then_finetune"
 PROTOCOLS = (LINEAR, "finetune", BOTH)
@@ -50,13 +51,15 @@ class Fitted:
 
     Args:
         folder: of the model.
-        row: its measurement, as in ``results.json``.
+        row: its measurement, as in ``results.json``: at the most probable class.
+        point: accuracy and balanced accuracy of what ``predict`` says, where that is not the most probable class.
         cross_validated: whether the figures are from cross-validation rather than from test images.
         licences: what the licences of images and weights ask for, in lines.
     """
 
     folder: Path
     row: Row
+    point: dict[str, Any]
     cross_validated: bool
     licences: list[str]
 
@@ -65,7 +68,7 @@ class Fitted:
 class _Fit:
     """What a protocol came to.
 
-    ``held_out`` are scores of the val rows of ``bench``, or of all rows from the folds; ``distances`` are theirs.
+    ``held_out`` are scores of the val rows of ``bench``, or of all rows from the folds, whose numbers ``fold`` has.
     """
 
     bench: Bench
@@ -74,6 +77,7 @@ class _Fit:
     held_out: np.ndarray
     unlike: Unlike
     note: str = ""
+    fold: np.ndarray | None = None
 
     @property
     def cross_validated(self) -> bool:
@@ -144,7 +148,8 @@ def finetune(
             keep_backbone(base, temporary / REFERENCE, None, said["data"], folder.name)
         write_head(temporary, fit.classifier.head.weight, fit.classifier.head.bias, fit.unlike, said)
         (temporary / "README.md").write_text(model_readme(folder.name, said))
-    return Fitted(folder, row, fit.cross_validated, said["data"]["publishing"])
+    point = said["operating_point"].get("metrics", {})
+    return Fitted(folder, row, point, fit.cross_validated, said["data"]["publishing"])
 
 
 def _affordable(base: Base, device: torch.device) -> bool:
@@ -188,7 +193,8 @@ def _by_folds(bench: Bench) -> _Fit:
     bench = replace(bench, task=replace(task, splits=splits, made=()))
     features, labels = bench.features("train"), bench.labels("train")
     strengths = tuple(bench.suite.strengths)
-    found = cross_validate(features, labels, task.groups[rows], strengths, len(task.classes), bench.suite.seed)
+    units = _with_copies(task, rows)
+    found = cross_validate(features, labels, units, strengths, len(task.classes), bench.suite.seed)
     how = f"{found.folds}-fold cross-validation{' by group' if (task.groups[rows] >= 0).any() else ''}"
     note = f"strength, temperature and thresholds are from {how} of the {len(rows)} training images"
     if not tested:
@@ -200,7 +206,14 @@ def _by_folds(bench: Bench) -> _Fit:
     else:
         outcome = Outcome(found.scores, len(rows), chosen=chosen)
     unlike = Unlike.fit(features, labels).tuned(found.distances)
-    return _Fit(bench, _frozen(bench, found.probe), outcome, found.scores, unlike, note)
+    return _Fit(bench, _frozen(bench, found.probe), outcome, found.scores, unlike, note, found.fold)
+
+
+def _with_copies(task: LabelledSet, rows: np.ndarray) -> np.ndarray:
+    """The groups of rows; those without one are a group with their exact copies, which no fold may part."""
+    groups = task.groups[rows]
+    same = np.unique(task.corpus.column("sha256").take(rows).to_pylist(), return_inverse=True)[1]
+    return np.where(groups >= 0, groups, groups.max(initial=-1) + 1 + same)
 
 
 def _frozen(bench: Bench, probe: LinearProbe) -> Classifier:
@@ -229,7 +242,7 @@ def _measure(fit: _Fit, protocol: str, folder: Path, command: str, began: float)
     ids = np.unique(np.concatenate(shown))
     if len(ids):
         write_thumbnails(bench.task, folder, ids)
-    write_json(folder / ROWS, [row])
+    write_json(folder / ROWS, [row], nan=False)
     write_json(folder / COMPARISONS, [])
     write_json(folder / RUN, session(f"ssl-mednet finetune --weights {command}", bench.suite, began))
     return row
@@ -241,6 +254,7 @@ def _about(fit: _Fit, base: Base, protocol: str, row: Row) -> dict[str, Any]:
     used = np.unique(np.concatenate([task.splits["train"], task.splits["val"]]))
     labels, multilabel = fit.bench.labels("val"), task.multilabel
     temperature = fit_temperature(labels, fit.held_out)
+    limits = thresholds(task.classes, labels, with_temperature(fit.held_out, temperature, multilabel))
     own = Counter(task.corpus.column("licence").take(used).to_pylist())
     verdict = roll_up(all_licences(base, dict(own)))
     measured_on = "cross-validation" if fit.cross_validated else "test images"
@@ -248,7 +262,7 @@ def _about(fit: _Fit, base: Base, protocol: str, row: Row) -> dict[str, Any]:
         "classes": task.classes,
         "multilabel": multilabel,
         "temperature": temperature,
-        "thresholds": _thresholds(task, labels, with_temperature(fit.held_out, temperature, multilabel)),
+        "thresholds": limits,
         "channels": task.corpus.channels,
         "modalities": sorted(task.corpus.modalities(used)),
         "convert": suite.sets[0].convert or suite.convert,
@@ -265,23 +279,27 @@ def _about(fit: _Fit, base: Base, protocol: str, row: Row) -> dict[str, Any]:
             "publishing": [verdict.sentence, *verdict.conditions, DISCLAIMER],
         },
         "metrics": row["metrics"],
+        "operating_point": _point(fit, temperature, limits) if limits else {},
         "measured_on": measured_on,
         "n": row["n"],
         "intervals_by": "group" if row["grouped"] else "image",
         "splits_made": row["splits_made"],
+        "copies": row["copies"],
         "note": row["note"],
         "version": __version__,
     }
 
 
-def _thresholds(task: LabelledSet, labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """From which probability on to say a class: of two classes the second, of several findings each; else empty."""
-    if not task.multilabel and (len(task.classes) != 2 or len(np.unique(labels)) != 2):
-        return {}
-    if not task.multilabel:
-        return {task.classes[1]: best_threshold(labels, scores)}
-    found = {}
-    for number, name in enumerate(task.classes):
-        truth, said = labels[:, number], np.stack([1 - scores[:, number], scores[:, number]], axis=1)
-        found[name] = best_threshold(truth, said) if len(np.unique(truth)) == 2 else 0.5
-    return found
+def _point(fit: _Fit, temperature: float, limits: dict[str, float]) -> dict[str, Any]:
+    """How good what ``predict`` says is; without test images at thresholds that the other folds chose."""
+    task, suite, labels = fit.bench.task, fit.bench.suite, fit.bench.labels("test")
+    if fit.cross_validated:
+        assert fit.fold is not None
+        said, chosen_on = decided_by_others(task.classes, labels, fit.held_out, fit.fold), "the other folds"
+    else:
+        scores = with_temperature(fit.outcome.scores, temperature, task.multilabel)
+        said = decided(scores, task.classes, limits, task.multilabel)
+        chosen_on = "val" if fit.fold is None else "cross-validation"
+    groups = task.groups[task.splits["test"]] if task.grouped else None
+    found = operating_point(task.classes, labels, said, groups, suite.resamples, suite.seed)
+    return {"thresholds_from": chosen_on, **found}

@@ -26,13 +26,18 @@ class CrossValidated:
         probe: fitted on all rows, its strength chosen by the folds.
         scores: ``[N, K]`` probabilities of each row, by a probe that was fitted and chosen without it and its group.
         distances: ``[N]`` of each row from the classes of the others; see :class:`Unlike`.
-        folds: how many.
+        fold: ``[N]``, in which each row was.
     """
 
     probe: LinearProbe
     scores: np.ndarray
     distances: np.ndarray
-    folds: int
+    fold: np.ndarray
+
+    @property
+    def folds(self) -> int:
+        """How many."""
+        return int(self.fold.max()) + 1
 
 
 def cross_validate(
@@ -81,7 +86,7 @@ def cross_validate(
         scores[rows] = _at_prior(found, labels[~rows], labels)
         distances[rows] = Unlike.fit(features[~rows], labels[~rows]).distances(features[rows])
     path = fitted(())
-    return CrossValidated(path.probe(_lowest(outer)), scores, distances, count)
+    return CrossValidated(path.probe(_lowest(outer)), scores, distances, fold)
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:

@@ -75,13 +75,20 @@ class Model:
 
     def decide(self, probabilities: np.ndarray) -> list[str]:
         """The class of each row of ``[B, K]``; of several findings those above their thresholds, joined by ``|``."""
-        classes, thresholds = self.classes, self.about["thresholds"]
-        if self.about["multilabel"]:
-            limits = np.array([thresholds[c] for c in classes])
-            return ["|".join(c for c, hit in zip(classes, row, strict=True) if hit) for row in probabilities >= limits]
-        if thresholds:  # of two classes, on the probability of the second
-            return [classes[int(p >= thresholds[classes[1]])] for p in probabilities[:, 1]]
-        return [classes[i] for i in probabilities.argmax(axis=1)]
+        said = decided(probabilities, self.classes, self.about["thresholds"], self.about["multilabel"])
+        return ["|".join(c for c, hit in zip(self.classes, row, strict=True) if hit) for row in said]
+
+
+def decided(
+    probabilities: np.ndarray, classes: list[str], thresholds: dict[str, float], multilabel: bool
+) -> np.ndarray:
+    """``[B, K]``: which classes are said of each row, one, or of several findings any number."""
+    if multilabel:
+        return np.asarray(probabilities >= np.array([thresholds[c] for c in classes]))
+    said = probabilities.argmax(axis=1)
+    if thresholds:  # of two classes, on the probability of the second
+        said = (probabilities[:, 1] >= thresholds[classes[1]]).astype(int)
+    return np.eye(len(classes), dtype=bool)[said]
 
 
 def check_room(out: str | Path, overwrite: bool) -> Path:
@@ -125,9 +132,15 @@ def write_head(folder: Path, weight: Tensor, bias: Tensor, unlike: Unlike, about
     """Write all but the backbone."""
     tensors = {"weight": weight, "bias": bias} | {k: torch.from_numpy(v) for k, v in unlike.arrays().items()}
     (folder / HEAD).write_bytes(save({k: v.detach().float().cpu().contiguous() for k, v in tensors.items()}))
-    write_json(
-        folder / MODEL, {"format": FORMAT, **about, "unlike": unlike.said(), "head_sha256": sha256(folder / HEAD)}
-    )
+    said = {"format": FORMAT, **about, "unlike": unlike.said(), "head_sha256": sha256(folder / HEAD)}
+    write_json(folder / MODEL, said, nan=False)
+
+
+def _with_nan(figures: Any) -> Any:
+    """Figures as they were before they were written: null is NaN, a figure that is not defined."""
+    if isinstance(figures, dict):
+        return {key: _with_nan(value) for key, value in figures.items()}
+    return float("nan") if figures is None else figures
 
 
 def is_model(path: str | Path) -> bool:
@@ -147,6 +160,7 @@ def load_model(path: str | Path) -> Model:
         raise ArtifactError(f"{path}: {'holds no ' + MODEL if folder.exists() else 'no such folder'}", hint)
     try:
         about = json.loads((folder / MODEL).read_text())
+        about |= {key: _with_nan(about[key]) for key in ("metrics", "operating_point") if key in about}
         if about["format"] != FORMAT:
             raise ArtifactError(f"{folder}: has the layout {about['format']}, this version reads {FORMAT}")
         if sha256(folder / HEAD) != about["head_sha256"]:

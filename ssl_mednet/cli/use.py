@@ -45,6 +45,7 @@ def finetune(
     """
     if not weights or not data or out is None or len(weights) > 1 or len(data) > 1:
         raise UserError("finetune takes one --weights, one --data and --out", "ssl-mednet finetune -w W -d D -o M")
+    from ssl_mednet.backbones.card import in_words
     from ssl_mednet.classifying.fit import finetune as run
     from ssl_mednet.reporting.build import report
 
@@ -52,8 +53,10 @@ def finetune(
     where = "by cross-validation" if made.cross_validated else f"on {made.row['n']} test images"
     for name in ("auroc", "balanced_accuracy", "ece_calibrated"):
         if name in made.row["metrics"]:
-            value = made.row["metrics"][name]
-            print(f"{name}: {value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f}), {where}")
+            value = made.point.get(name, made.row["metrics"][name])
+            title = f"{name} of predict" if name in made.point else name
+            figure, interval = in_words(value)
+            print(f"{title}: {figure} ({interval}), {where}")
     page = report([made.folder / "results"], made.folder / "report.html", tables=False)[0]
     print(f"model:  {made.folder}")
     print(f"report: {page}")

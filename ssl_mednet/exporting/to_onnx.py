@@ -143,14 +143,27 @@ def classifier_config(config: dict[str, Any], model: Model) -> dict[str, Any]:
     about = model.about
     of_backbone = ("licence", "figures", "recipe", "steps", "chosen", "without_head_for")
     ours = {k: v for k, v in config["ssl_mednet"].items() if k not in of_backbone}
-    how = about["protocol"] + (f", {about['measured_on']}" if about["measured_on"] != "test images" else "")
+    how, crossed = about["protocol"], about["measured_on"] != "test images"
+    how += f", {about['measured_on']}" if crossed else ""
+    rule = " at 0.5" if about["multilabel"] else " at the most probable class"
     figures = [
-        {"task": about["data"]["source"], "protocol": how, "metric": name, "n": about["n"], **about["metrics"][name]}
-        for name in ("auroc", "balanced_accuracy")
+        {"task": about["data"]["source"], "protocol": how, "metric": said, "n": about["n"], **about["metrics"][name]}
+        for name, said in (("auroc", "auroc"), ("balanced_accuracy", f"balanced_accuracy{rule}"))
         if name in about["metrics"]
     ]
     ours |= {"name": model.folder.resolve().name, "data": about["data"], "parent": about["weights"], "figures": figures}
+    ours["classifier"] = {"output": _output(config["num_features"], about), "counted": "images" if crossed else ""}
     return config | {"ssl_mednet": ours}
+
+
+def _output(features: int, about: dict[str, Any]) -> str:
+    many = "each on its own" if about["multilabel"] else "that sum to 1"
+    scaled = "not calibrated" if about["temperature"] == 1 else f"calibrated at temperature {about['temperature']:.3g}"
+    limits = f"; the thresholds of `predict` are in `{ABOUT}`" if about["thresholds"] else ""
+    return (
+        f"`features` ({features}) and `probabilities` of {len(about['classes'])} classes, {many}, {scaled}; unlike "
+        f"`ssl-mednet predict` the graph does not flag images unlike those of the training{limits}"
+    )
 
 
 def _write_graph(graph: nn.Module, example: Tensor, outputs: list[str], path: Path) -> None:

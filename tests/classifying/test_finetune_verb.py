@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
+from xray_phantoms import xray
 
 from ssl_mednet import finetune, load_backbone, predict, report
 from ssl_mednet.classifying import fit
@@ -46,6 +48,41 @@ def test_few_labels_are_cross_validated_and_no_image_is_set_aside(fitted: Fitted
     assert "Tells bright, dark apart in gray images (xray)" in card
     assert "no commercial use (10 images: CC-BY-NC-4.0)" in card  # of the images behind the weights
     assert "cross-validation" in card
+
+
+def test_exact_copies_are_not_parted_by_the_folds(backbone: Path, tmp_path: Path) -> None:
+    """Noise with labels by chance, each picture three times: whoever had seen a copy would know the label."""
+    folder, rng = tmp_path / "set", np.random.default_rng(0)
+    for number in range(30):
+        image, label = Image.fromarray(rng.integers(0, 256, (32, 32), np.uint8)), "ab"[number % 2]
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for copy in range(3):
+            image.save(folder / label / f"{number}_{copy}.png")
+    made = finetune(backbone, folder, tmp_path / "m", "linear", modality="xray", quiet=True)
+    assert made.cross_validated
+    assert made.row["metrics"]["auroc"]["value"] < 0.8
+    assert "5-fold cross-validation" in made.row["note"]
+    assert "by group" not in made.row["note"]
+    task = open_labelled(folder, CorpusSpec("gray", 256), True)
+    rows = np.arange(90)
+    assert len(np.unique(fit._with_copies(task, rows))) == 30
+    grouped = replace(task, groups=np.where(rows < 6, rows // 2, -1))
+    assert fit._with_copies(grouped, rows)[:6].tolist() == [0, 0, 1, 1, 2, 2]  # a group stays what it is
+    assert fit._with_copies(grouped, rows)[6:].min() > 2
+
+
+def test_the_card_counts_test_images_that_are_copies_of_training_images(backbone: Path, tmp_path: Path) -> None:
+    lines = ["path,label,split,modality"]
+    for number in range(60):
+        picture, split = (number, "train") if number < 40 else (number - (40 if number < 43 else 0), "test")
+        Image.fromarray(xray(picture, picture % 2 == 0)).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,{'dark' if picture % 2 == 0 else 'bright'},{split},xray")
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    made = finetune(backbone, tmp_path, tmp_path / "m", "linear", quiet=True)
+    exact, near = made.row["copies"]["exact"], made.row["copies"]["near"]
+    assert exact == 3
+    card = (made.folder / "README.md").read_text()
+    assert f"Of the test images 3 are training images too and {near} nearly so" in card
 
 
 def test_the_report_shows_it(fitted: Fitted, tmp_path: Path) -> None:
@@ -153,6 +190,10 @@ def test_mistakes_are_told(backbone: Path, labelled: Path, tmp_path: Path) -> No
         finetune(backbone, labelled, tmp_path / "m", "liner", quiet=True)
     with pytest.raises(ArtifactError, match="built on trained weights"):
         finetune("random:resnet10t", labelled, tmp_path / "m", quiet=True)
+    with pytest.raises(ArtifactError, match="no such folder") as wrong:
+        finetune("gray-mednet-tinny", labelled, tmp_path / "m", quiet=True)
+    assert "random:" not in str(wrong.value.hint)  # which is refused
+    assert "or imagenet:NAME" in str(wrong.value.hint)
     with pytest.raises(ArtifactError, match="made for gray images"):
         finetune(backbone, labelled, tmp_path / "m", channels="color", quiet=True)
     assert not (tmp_path / "m").exists()

@@ -95,6 +95,12 @@ def test_a_classifier_in_onnx_gives_its_probabilities_and_a_card_of_its_own(
     assert "| started from | backbone (sha256" in card
     assert "| licence of the weights | not stated |" in card  # the backbone's alone would be CC-BY-4.0
     assert "- Noise only." in card
+    assert "`probabilities` of 2 classes, that sum to 1, calibrated at temperature" in card
+    assert "the graph does not flag images unlike those of the training" in card
+    assert "| balanced_accuracy at the most probable class |" in card
+    assert "| 95 % interval | images |" in card  # there are no test images
+    assert yaml.safe_load(card.split("---")[1])["tags"][1] == "image-classification"
+    assert "self-supervised" not in card
 
 
 def test_the_card_of_a_graph_has_an_example_that_runs_licence_limits_and_figures(
