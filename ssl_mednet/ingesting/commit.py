@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ssl_mednet.ingesting.rows import Record, Rejected
 # What the fingerprint is made of: everything that a network sees of an image.
 _SEEN = ["sha256", "window", "modality", "quantity", "codec"]
 _RAW = "surrogateescape"  # names of files need not be UTF-8
-_FOREVER = timedelta(days=36500)
+_FRAGMENT = re.compile(r"[01]{24}[0-9a-f]{26}\.lance")  # as Lance names its files
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,25 @@ def commit(folder: Path, channels: str, records: list[Record], ingest: Ingest) -
     _write_quarantine(folder / QUARANTINE, [row for record in records for row in record.quarantine])
     operation = lance.LanceOperation.Overwrite(columns, fragments + fresh)
     done = lance.LanceDataset.commit(str(folder), operation, read_version=old.version if old is not None else None)
-    done.cleanup_old_versions(older_than=_FOREVER, delete_unverified=True)  # fragments of killed runs
+    _remove_orphans(folder, done)
     return meta
+
+
+def _remove_orphans(folder: Path, corpus: Any) -> None:
+    """Delete the fragments of killed runs: files of Lance directly in ``data/`` that no version names.
+
+    Lance's own clean-up would go down into whatever else lies below the folder, such as another corpus.
+    """
+    import lance
+
+    files = [path for path in (folder / "data").iterdir() if _FRAGMENT.fullmatch(path.name) and path.is_file()]
+    orphans = {path.name: path for path in files}
+    for version in corpus.versions():
+        for fragment in lance.dataset(str(folder), version=version["version"]).get_fragments():
+            for file in fragment.metadata.files:
+                orphans.pop(file.path, None)
+    for path in orphans.values():
+        path.unlink(missing_ok=True)
 
 
 def state_weights(folder: Path, weights: dict[str, float]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from ssl_mednet.data.schema import FORMAT, LABELS, LOCK, QUARANTINE, TAG, CorpusSpec, is_corpus, read_meta
+from ssl_mednet.data.schema import FORMAT, LABELS, LOCK, QUARANTINE, TAG, WORK, CorpusSpec, is_corpus, read_meta
 from ssl_mednet.data.sources import Source, TreeSource, open_sources
 from ssl_mednet.errors import DataError, IngestError
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
@@ -156,6 +156,24 @@ def check(spec: CorpusSpec, timeout: float) -> None:
         raise DataError(f"the timeout is a time above 0, not {timeout:g} s")
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse to make a corpus among files that are not its own.
+
+    A folder may be there that is empty (hidden files and ``lost+found`` do not count), or that an ingest has begun.
+
+    Raises:
+        IngestError: it holds something else, or lies in a corpus.
+    """
+    if is_corpus(folder):
+        return
+    if folder.is_dir() and not (folder / WORK).exists() and not (folder / LOCK).exists():
+        names = (path.name for path in folder.iterdir())
+        if found := next((name for name in names if not name.startswith(".") and name != "lost+found"), ""):
+            raise IngestError(f"{folder}: is no corpus and not empty (it holds {found})", "name a new folder as --out")
+    if inside := next((above for above in folder.resolve().parents if is_corpus(above)), None):
+        raise IngestError(f"{folder}: lies in the corpus {inside}", "name a folder outside of it as --out")
+
+
 def ingest_opened(
     sources: list[Source],
     folder: Path,
@@ -179,6 +197,7 @@ def ingest_opened(
     identity = f"{FORMAT}\n{said}\n{spec}\n{origins}\n{keyed_hash(key, 'identity')}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:24]
     with _disk_errors(folder):
+        check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK):
             before = _meta(folder)
