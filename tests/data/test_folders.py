@@ -132,3 +132,13 @@ def test_a_file_that_goes_away_while_the_folder_is_looked_at_is_told(tmp_path: P
     (tmp_path / "set/1.png").unlink()
     with pytest.raises(DataError, match=r"1\.png: cannot be read"):
         opened.fingerprint()
+
+
+def test_a_single_file_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(self: Path, *how: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    opened = open_source(pictures(tmp_path, "0.png") / "0.png")
+    monkeypatch.setattr(Path, "open", closed)
+    with pytest.raises(DataError, match=r"0\.png: cannot be read: Permission denied"):
+        opened.fingerprint()

@@ -51,3 +51,9 @@ def test_other_data_below_a_corpus_stays_and_what_a_killed_run_left_goes(tmp_pat
     assert (out / "data/mine.lance").exists()
     assert not orphan.exists()
     assert [len(lance.dataset(str(out), version=v).to_table()) for v in (1, 2)] == [3, 8]
+
+
+@pytest.mark.parametrize("out", ["/proc/corpus", "/proc", "x" * 300, f"{'x' * 300}/corpus"])
+def test_a_folder_that_cannot_be_made_is_told(out: str, tmp_path: Path) -> None:
+    with pytest.raises(IngestError, match=r"name another --out|name a new folder"):
+        ingest("phantoms:gray?n=3", tmp_path / out, quiet=True)

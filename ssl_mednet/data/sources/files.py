@@ -211,7 +211,14 @@ class TreeSource(Source):
         if missing := (wanted | {"path"}) - set(rows[0] if rows else ()):
             hint = "columns: path,label and, where known, split,group,modality"
             raise DataError(f"{self._full(name)}: no column {' and '.join(sorted(missing))}", hint)
-        return {root + r["path"]: r for r in rows if r["path"]}
+        found: dict[str, dict[str, str]] = {}
+        for row in rows:
+            if path := row["path"]:
+                other = found.setdefault(root + path, row)
+                for key in ("label", "split"):
+                    if (one := other.get(key)) != (two := row.get(key)):
+                        raise DataError(f"{self._full(name)}: names {path} twice, with the {key} {one!r} and {two!r}")
+        return found
 
 
 def _is_hidden(name: str) -> bool:
