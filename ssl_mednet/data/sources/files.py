@@ -21,7 +21,7 @@ from ssl_mednet.progress import Progress
 
 _TABLES = (".csv", ".tsv", ".tab", ".txt")  # labels.csv, and what the rules of the catalog read
 _HEADERS = (".mhd", ".mha", ".nhdr", ".nrrd")
-_HEAD = 1 << 16  # bytes of a header that are searched
+_HEAD = 1 << 14  # bytes of a header that are searched
 _ELSEWHERE = re.compile(rb"^(?:ElementDataFile[ \t]*=|data ?file:)([^\r\n]+)", re.MULTILINE | re.IGNORECASE)
 
 
