@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlencode
 from xml.etree import ElementTree
 
@@ -28,6 +29,8 @@ _DONE = ".complete"
 _S3_URL = re.compile(r"s3://(?P<bucket>[\w.-]+)/(?P<folder>[\w-]+)/\*?")
 _NAME = re.compile(r"[\w-][\w.-]*")
 _MD5 = re.compile(r"[0-9a-f]{32}")  # an ETag of an object that came in several parts has "-N" behind and is none
+_GONE = frozenset({403, 404, 410})  # HTTP answers that another try does not change
+_State = dict[str, Any]  # what the mark of a series holds: seed, take, files, and what is left out for good
 _FAILURES_IN_A_ROW = 10  # then it is the network or the server, and no single series
 
 
@@ -45,8 +48,8 @@ class Fetched:
     """What is on this machine now.
 
     Args:
-        series, files: complete ones.
-        failed: address of each series that could not be had, and why.
+        series, files: those of which there is something.
+        failed: address of each series of which something is left out for good, and why.
     """
 
     series: int
@@ -59,32 +62,43 @@ def fetch_series(
 ) -> Fetched:
     """Have each series in a folder of its own below ``folder``; what is complete there is not asked for again.
 
-    Killed at any point and called again it goes on where it was. A series that cannot be had is reported, not fatal.
+    Killed at any point and called again it goes on where it was. What a server says that it does not have or give is
+    reported and left out for good, so that the set of files stays the same from then on.
 
     Args:
         seed: which instances of a series are taken where not all are wanted.
         workers: series at a time.
 
     Raises:
-        DataError: the server cannot be reached, or gives nothing.
+        DataError: the server cannot be reached, gives nothing, or fails at some series in a way that may pass.
     """
-    done, files, failed, in_a_row = 0, 0, [], 0
+    done, files, failed, gone, in_a_row = 0, 0, [], [], 0
     with Progress("fetching series", len(series), "series", quiet) as progress:
         for one, result in _in_parallel(series, lambda s: _one(s, folder / _parse(s.url)[1], seed), workers):
             if isinstance(result, DataError):
                 failed.append((one.url, result.message))
-                in_a_row += 1
             else:
-                done, files, in_a_row = done + 1, files + result, 0
+                done, files = done + (result["files"] > 0), files + result["files"]
+                if result["gone"]:
+                    gone.append((one.url, result))
+            nothing = isinstance(result, DataError) or not result["files"]
+            in_a_row = in_a_row + 1 if nothing else 0
             if in_a_row == min(_FAILURES_IN_A_ROW, len(series)):
-                raise DataError(f"{in_a_row} series in a row cannot be had, the last: {result}", "run it again later")
+                said = result if isinstance(result, DataError) else result["gone"]
+                raise DataError(f"{in_a_row} series in a row cannot be had, the last: {said}", "run it again later")
             progress.advance(1)
-    return Fetched(done, files, tuple(failed))
+    if failed:
+        address, reason = failed[0]
+        message = f"{len(failed)} of {len(series)} series cannot be had now, for example {address}: {reason}"
+        raise DataError(message, "run it again: it goes on where it was")
+    for url, state in gone:  # only now, because a server that gives nothing at all has not said what it has
+        write_json(folder / _parse(url)[1] / _DONE, state)
+    return Fetched(done, files, tuple((url, state["gone"]) for url, state in gone))
 
 
 def _in_parallel(
-    series: Sequence[Series], work: Callable[[Series], int], workers: int
-) -> Iterator[tuple[Series, int | DataError]]:
+    series: Sequence[Series], work: Callable[[Series], _State], workers: int
+) -> Iterator[tuple[Series, _State | DataError]]:
     """Results as they come; few are in flight, so that stopping does not wait for a queue."""
     waiting = iter(series)
     with ThreadPoolExecutor(workers) as pool:
@@ -102,26 +116,47 @@ def _in_parallel(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _one(series: Series, folder: Path, seed: int) -> int:
-    """Fetch what is wanted of one series; how many files that is."""
+def _one(series: Series, folder: Path, seed: int) -> _State:
+    """Fetch what is wanted of one series; the mark of a complete one is written here.
+
+    Raises:
+        DataError: for a reason that may pass.
+    """
     wanted = {"seed": seed, "take": series.take}
     done = folder / _DONE
     if done.is_file():
-        state = json.loads(done.read_text())
+        state: _State = {"gone": ""} | json.loads(done.read_text())
         if {k: state[k] for k in wanted} == wanted:
-            return state["files"]
-    listed = {o.key: o for o in list_objects(series.url)}
+            return state
+    try:
+        listed = {o.key: o for o in list_objects(series.url)}
+    except DataError as error:
+        return {**wanted, "files": 0, "gone": _gone(error)}
     chosen = draw_of(list(listed), series.take, seed)
     if not chosen:
-        raise DataError(f"{series.url}: the bucket has nothing there", "the index may be of another release than it")
+        return {**wanted, "files": 0, "gone": "the bucket has nothing there: the index may be of another release"}
+    missing: list[str] = []
     for key in chosen:
         target = folder / key.rpartition("/")[2]
         one = listed[key]
         size = None if one.md5 else one.size
-        fetch(_address(series.url, key), target, md5=one.md5, size=size, quiet=True)
+        try:
+            fetch(_address(series.url, key), target, md5=one.md5, size=size, quiet=True)
+        except DataError as error:
+            missing.append(_gone(error))
         Path(f"{target}.lock").unlink(missing_ok=True)
-    write_json(done, {**wanted, "files": len(chosen)})
-    return len(chosen)
+    state = {**wanted, "files": len(chosen) - len(missing), "gone": ""}
+    if missing:
+        return state | {"gone": f"{len(missing)} of {len(chosen)} objects, {missing[0]}"}
+    write_json(done, state)
+    return state
+
+
+def _gone(error: DataError) -> str:
+    """What is said of something that the server does not have or give; an error that may pass is raised again."""
+    if getattr(error.__cause__, "status", 0) not in _GONE:
+        raise error
+    return error.message
 
 
 def list_objects(url: str) -> list[Object]:

@@ -62,8 +62,8 @@ class Chunk:
         return any(isinstance(part, Path | bytes) for item in self.items for part in _parts(item))
 
 
-def chunks(sources: list[Source]) -> Iterator[Chunk]:
-    """All items of all sources in order.
+def chunks(sources: list[Source], only: frozenset[str] = frozenset()) -> Iterator[Chunk]:
+    """All items of all sources in order; or those of these names alone.
 
     Pieces grow from 256 items or 16 MB of files to 4096 items or 2 GB, so that a small set is shared by all workers and
     a large one has few fragments: 3,000,000 files make about 760.
@@ -73,6 +73,8 @@ def chunks(sources: list[Source]) -> Iterator[Chunk]:
         held: list[Item] = []
         memory = disk = 0
         for item in source.items():
+            if only and item.name not in only:
+                continue
             here, there = _bytes(item)
             full = memory + here > _IN_MEMORY or disk + there > _limit(number, *_ON_DISK)
             if held and (full or len(held) >= _limit(number, *_ITEMS)):

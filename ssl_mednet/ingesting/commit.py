@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from ssl_mednet.ingesting.rows import Record, Rejected
 # What the fingerprint is made of: everything that a network sees of an image.
 _SEEN = ["sha256", "window", "modality", "quantity", "codec"]
 _RAW = "surrogateescape"  # names of files need not be UTF-8
-_FOREVER = timedelta(days=36500)
+_HEADER: Rejected = ("path", "reason", "reader")
+_FRAGMENT = re.compile(r"[01]{24}[0-9a-f]{26}\.lance")  # as Lance names its files
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,14 @@ class Ingest:
     quality: int
 
 
-def commit(folder: Path, channels: str, records: list[Record], ingest: Ingest) -> dict[str, Any]:
+def commit(folder: Path, channels: str, records: list[Record], ingest: Ingest, settled: int = 0) -> dict[str, Any]:
     """Add the rows of ``records`` to the corpus in one step; a kill leaves the version before it, or this one.
 
     The new version lists all fragments, the old ones first, and carries the new description, so that rows and
     description never disagree.
+
+    Args:
+        settled: files among these that earlier ingests had skipped.
 
     Returns:
         What is said of the corpus now.
@@ -65,7 +69,7 @@ def commit(folder: Path, channels: str, records: list[Record], ingest: Ingest) -
     before = read_meta(old.schema, folder) if old is not None else {"ingests": []}
     fragments = [f.metadata for f in old.get_fragments()] if old is not None else []
     fresh = [lance.FragmentMetadata.from_json(json.dumps(f)) for record in records for f in record.fragments]
-    entry = _entry(records, ingest)
+    entry = _entry(records, ingest, settled)
     ingests = [*before["ingests"], entry]
     known = _Known(0 if old is None else old.count_rows())
     meta = _describe(known.watch(_batches(folder, old, fresh)), channels, ingests)
@@ -75,11 +79,29 @@ def commit(folder: Path, channels: str, records: list[Record], ingest: Ingest) -
     if old is not None:  # what others added to the corpus has no value in the new rows
         extra = [f.with_nullable(True) for f in old.schema if f.name not in columns.names]
         columns = pa.schema([*columns, *extra], metadata=(old.schema.metadata or {}) | columns.metadata)
-    _write_quarantine(folder / QUARANTINE, [row for record in records for row in record.quarantine])
+    # Those that a killed run wrote already are not repeated.
+    write_quarantine(folder, [*read_quarantine(folder), *(row for record in records for row in record.quarantine)])
     operation = lance.LanceOperation.Overwrite(columns, fragments + fresh)
     done = lance.LanceDataset.commit(str(folder), operation, read_version=old.version if old is not None else None)
-    done.cleanup_old_versions(older_than=_FOREVER, delete_unverified=True)  # fragments of killed runs
+    _remove_orphans(folder, done)
     return meta
+
+
+def _remove_orphans(folder: Path, corpus: Any) -> None:
+    """Delete the fragments of killed runs: files of Lance directly in ``data/`` that no version names.
+
+    Lance's own clean-up would go down into whatever else lies below the folder, such as another corpus.
+    """
+    import lance
+
+    files = [path for path in (folder / "data").iterdir() if _FRAGMENT.fullmatch(path.name) and path.is_file()]
+    orphans = {path.name: path for path in files}
+    for version in corpus.versions():
+        for fragment in lance.dataset(str(folder), version=version["version"]).get_fragments():
+            for file in fragment.metadata.files:
+                orphans.pop(file.path, None)
+    for path in orphans.values():
+        path.unlink(missing_ok=True)
 
 
 def state_weights(folder: Path, weights: dict[str, float]) -> None:
@@ -98,8 +120,8 @@ def state_weights(folder: Path, weights: dict[str, float]) -> None:
             corpus.replace_schema_metadata({key.decode(): value.decode() for key, value in said.items()})
 
 
-def _entry(records: list[Record], ingest: Ingest) -> dict[str, Any]:
-    counts = {"images": sum(r.rows for r in records), "skipped": sum(len(r.quarantine) for r in records)}
+def _entry(records: list[Record], ingest: Ingest, settled: int) -> dict[str, Any]:
+    counts = {"images": sum(r.rows for r in records), "skipped": sum(len(r.quarantine) for r in records) - settled}
     return {**ingest.__dict__, "classes": list(ingest.classes), **counts}
 
 
@@ -198,12 +220,18 @@ def _classes(labels: set[str], ingests: list[dict[str, Any]]) -> list[str]:
     return sorted(names, key=lambda n: (0, int(n), n) if n.isdigit() else (1, 0, n))
 
 
-def _write_quarantine(path: Path, rows: list[Rejected]) -> None:
-    """Add rows to the list; those that a killed run wrote already are not repeated."""
-    header: Rejected = ("path", "reason", "reader")
-    before: list[Rejected] = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8", errors=_RAW) as file:
-            before = [(p, reason, reader) for p, reason, reader in list(csv.reader(file))[1:]]
+def read_quarantine(folder: Path) -> list[Rejected]:
+    """The rows of the list of a corpus; lines that are none are left out, for people edit it."""
+    path = folder / QUARANTINE
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8", errors=_RAW) as file:
+        rows = [row for row in csv.reader(line.replace("\0", "") for line in file) if len(row) == len(_HEADER)]
+    return [row for path, reason, reader in rows if (row := (path, reason, reader)) != _HEADER]
+
+
+def write_quarantine(folder: Path, rows: Iterable[Rejected]) -> None:
+    """The list with these rows, each once."""
+    path = folder / QUARANTINE
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors=_RAW) as file:
-        csv.writer(file).writerows([header, *dict.fromkeys([*before, *rows])])
+        csv.writer(file).writerows([_HEADER, *dict.fromkeys(rows)])

@@ -47,7 +47,7 @@ def keyed_hash(key: bytes, identifier: str) -> int:
     """
     if not identifier:
         return -1
-    return int.from_bytes(hmac.digest(key, identifier.encode(), "sha256")[:8], "big") >> 1
+    return int.from_bytes(hmac.digest(key, identifier.encode(errors="surrogateescape"), "sha256")[:8], "big") >> 1
 
 
 def pixel_hash(pixels: np.ndarray) -> bytes:

@@ -18,7 +18,12 @@ def name_of(source: Source) -> str:
     """
     if not source.path.exists():
         return source.spec.partition("?")[0]
-    return told_path(source.path).split(".")[0]
+    return utf8(told_path(source.path).split(".")[0])
+
+
+def utf8(name: str) -> str:
+    """The name of a file or folder as a text that can be stored: bytes that are no UTF-8 become question marks."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def told_path(path: Path) -> str:

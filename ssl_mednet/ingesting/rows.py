@@ -20,6 +20,7 @@ from ssl_mednet.imaging.modality import CHANNEL_COUNT, MODALITIES
 from ssl_mednet.imaging.readers import ReadContext, format_of
 from ssl_mednet.ingesting.chunks import Chunk, Job, Origin
 from ssl_mednet.ingesting.hashes import LUMA, flags, keyed_hash, moments, perceptual_hash, pixel_hash
+from ssl_mednet.ingesting.names import utf8
 
 _BATCH_ROWS, _BATCH_BYTES = 1024, 16 * 2**20  # what a worker holds before it writes
 _HEAD = 4096
@@ -126,6 +127,7 @@ def _rows(job: Job, chunk: Chunk, beat: Beat, rejected: list[Rejected]) -> Itera
 
 def _row(job: Job, origin: Origin, item: Item, image: MedicalImage) -> dict[str, Any]:
     unit = image.unit()
+    label = named(item.label, origin.classes)
     codec, data = encode(image.pixels, job.spec.quality)
     return {
         "image": data,
@@ -141,7 +143,7 @@ def _row(job: Job, origin: Origin, item: Item, image: MedicalImage) -> dict[str,
         "source": origin.name,
         "licence": origin.licence,
         "split": SPLITS.index(item.split) if item.split else -1,
-        "label": named(item.label, origin.classes),
+        "label": label and utf8(label),
         "sha256": pixel_hash(image.pixels),
         "phash": perceptual_hash(unit),
         "moments": moments(unit).ravel().tolist(),

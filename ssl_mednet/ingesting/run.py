@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,22 +14,24 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from ssl_mednet.data.schema import FORMAT, LABELS, LOCK, QUARANTINE, TAG, CorpusSpec, is_corpus, read_meta
+from ssl_mednet.data.schema import FORMAT, LABELS, LOCK, QUARANTINE, TAG, WORK, CorpusSpec, is_corpus, read_meta
 from ssl_mednet.data.sources import Source, TreeSource, open_sources
 from ssl_mednet.errors import DataError, IngestError
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
 from ssl_mednet.imaging.modality import modality as known_modality
+from ssl_mednet.ingesting.again import worth_another_try
 from ssl_mednet.ingesting.chunks import Chunk, Job, Origin, chunks
-from ssl_mednet.ingesting.commit import Ingest, commit
+from ssl_mednet.ingesting.commit import Ingest, commit, read_quarantine, write_quarantine
 from ssl_mednet.ingesting.engines import run
 from ssl_mednet.ingesting.hashes import KEY, group_key, keyed_hash
 from ssl_mednet.ingesting.journal import Journal
 from ssl_mednet.ingesting.names import name_of
-from ssl_mednet.ingesting.rows import Record
+from ssl_mednet.ingesting.rows import Record, Rejected
 from ssl_mednet.progress import Progress
 
 STORE_SIZE = 256  # pixels: twice what the largest shipped recipe looks at
 TIMEOUT = 120.0  # seconds
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _GROUPS_DIFFER = (
     f"no key was given (${KEY}), so the groups of this ingest cannot be matched to those of other corpora or ingests"
 )
@@ -97,8 +100,9 @@ def ingest(
     """Make a corpus of images, or add to one.
 
     The rows lie in the order of the sources and of the items in them, so two runs give the same corpus. A run that
-    was killed goes on where it was; one that ended is not repeated. A file that cannot be read, that crashes its
-    reader or that makes it wait is listed in ``quarantine.csv``, with the reason.
+    was killed goes on where it was; one that ended is not repeated, but for files whose reason to be left out has
+    passed (they could not be opened, or took longer than the timeout is now). A file that cannot be read, that crashes
+    its reader or that makes it wait is listed in ``quarantine.csv``, with the reason.
 
     Args:
         sources: folders, files, archives, globs, or sources with a name (``medmnist:NAME``); one or several.
@@ -148,12 +152,38 @@ def check(spec: CorpusSpec, timeout: float) -> None:
         raise DataError("slides: microns per pixel are above 0, tiles have 16 pixels or more, at most 0 (all) or more")
     if spec.labels not in LABELS:
         raise DataError(f"labels are one of {', '.join(LABELS)}, not {spec.labels!r}")
+    if spec.group_field.startswith("path:"):
+        try:
+            re.compile(spec.group_field.removeprefix("path:"))
+        except re.error as error:
+            raise DataError(f"--group {spec.group_field}: is no regular expression: {error}") from error
     if spec.group_field.startswith(TAG):
         from ssl_mednet.imaging.readers.tags import parse_tag  # it brings pydicom
 
         parse_tag(spec.group_tag)
     if timeout <= 0:
         raise DataError(f"the timeout is a time above 0, not {timeout:g} s")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse to make a corpus among files that are not its own.
+
+    A folder may be there that is empty (hidden files and ``lost+found`` do not count), or that an ingest has begun.
+
+    Raises:
+        IngestError: it holds something else, lies in a corpus, or cannot be looked at.
+    """
+    with _disk_errors(folder, every=True):
+        if is_corpus(folder):
+            return
+        if folder.is_dir() and not (folder / WORK).exists() and not (folder / LOCK).exists():
+            names = (path.name for path in folder.iterdir())
+            if found := next((name for name in names if not name.startswith(".") and name != "lost+found"), ""):
+                raise IngestError(
+                    f"{folder}: is no corpus and not empty (it holds {found})", "name a new folder as --out"
+                )
+        if inside := next((above for above in folder.resolve().parents if is_corpus(above)), None):
+            raise IngestError(f"{folder}: lies in the corpus {inside}", "name a folder outside of it as --out")
 
 
 def ingest_opened(
@@ -179,24 +209,38 @@ def ingest_opened(
     identity = f"{FORMAT}\n{said}\n{spec}\n{origins}\n{keyed_hash(key, 'identity')}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:24]
     with _disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        check_folder(folder)
+        with _disk_errors(folder, every=True):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / LOCK).touch()
         with FileLock(folder / LOCK):
             before = _meta(folder)
             if before and before["channels"] != spec.channels:
                 kind = before["channels"]
                 raise IngestError(f"{folder}: holds {kind} images, not {spec.channels}", "name another --out")
-            if before and (entry := next((i for i in before["ingests"] if i["key"] == name), None)):
-                return _summary(folder, before, entry, already=True)
+            again: list[Rejected] = []
+            entry = _entry(before, name) if before else None
+            if before and entry:
+                again = worth_another_try(folder, sources, way.timeout, quiet)
+                name = hashlib.sha256(f"{name} {again}".encode(errors="surrogateescape")).hexdigest()[:24]
+                if not again or _entry(before, name):  # of a run that was killed before it was taken off the list
+                    _settle(folder, again)
+                    return _summary(folder, before, entry, already=True)
             for one in sources:
                 one.prepare(quiet)
             job = Job(str(folder), spec, origins, key, way.timeout)
             journal = Journal(folder, name)
-            _work(sources, job, journal, way, quiet)
+            _work(sources, job, journal, way, quiet, frozenset(path for path, *_ in again))
+            if before and entry and not any(record.rows for record in journal.records()):
+                _settle(folder, again, [row for record in journal.records() for row in record.quarantine])
+                journal.clear()
+                return _summary(folder, before, entry, already=True)
             ungrouped = sum(record.ungrouped for record in journal.records()) if spec.group_field else 0
-            meta = _commit(sources, job, journal, name)
+            meta = _commit(sources, job, journal, name, len(again))
+            _settle(folder, again)
             notes = [*_remarks(sources), *([] if given or not meta["groups"] else [_GROUPS_DIFFER])]
-            if again := meta["ingests"][-1]["again"]:
-                notes.append(f"{again} of these images were in the corpus already: ssl-mednet curate marks copies")
+            if copies := meta["ingests"][-1]["again"]:
+                notes.append(f"{copies} of these images were in the corpus already: ssl-mednet curate marks copies")
             if ungrouped:
                 notes.append(f"{ungrouped} images have no group: --group {spec.group_field} says nothing of them")
             return _summary(folder, meta, meta["ingests"][-1], notes=tuple(notes))
@@ -219,21 +263,33 @@ def _meta(folder: Path) -> dict[str, Any] | None:
     return read_meta(lance.dataset(str(folder)).schema, folder)
 
 
+def _entry(meta: dict[str, Any], key: str) -> dict[str, Any] | None:
+    return next((one for one in meta["ingests"] if one["key"] == key), None)
+
+
+def _settle(folder: Path, rows: list[Rejected], instead: Sequence[Rejected] = ()) -> None:
+    """Take rows off the list of quarantined files, and put what is said of them now there."""
+    if rows:
+        write_quarantine(folder, [*(row for row in read_quarantine(folder) if row not in rows), *instead])
+
+
 def _summary(folder: Path, meta: dict[str, Any], entry: dict[str, Any], **more: Any) -> Summary:
-    return Summary(folder, entry["images"], entry["skipped"], meta["images"], meta["fingerprint"], **more)
+    return Summary(folder, entry["images"], max(0, entry["skipped"]), meta["images"], meta["fingerprint"], **more)
 
 
-def _work(sources: list[Source], job: Job, journal: Journal, way: Way, quiet: bool) -> None:
-    """Have every chunk in the journal."""
+def _work(
+    sources: list[Source], job: Job, journal: Journal, way: Way, quiet: bool, only: frozenset[str] = frozenset()
+) -> None:
+    """Have every chunk in the journal; of these files alone, if there are any."""
     counts = [source.count() for source in sources]
-    total = None if None in counts else sum(c for c in counts if c is not None)
+    total = len(only) or (None if None in counts else sum(c for c in counts if c is not None))
     with Progress("ingesting " + ", ".join(o.name for o in job.origins), total, "img", quiet) as progress:
         before = _Counts.of(journal.records())
         counted = before
         progress.start_from(before.items)
 
         def missing() -> Iterator[Chunk]:
-            return (chunk for chunk in chunks(sources) if chunk.number not in journal.done)
+            return (chunk for chunk in chunks(sources, only) if chunk.number not in journal.done)
 
         for record in run(way.engine, job, missing(), way.workers, way.address):
             journal.add(record)
@@ -254,7 +310,7 @@ class _Counts(NamedTuple):
         return cls(*map(sum, columns))
 
 
-def _commit(sources: list[Source], job: Job, journal: Journal, name: str) -> dict[str, Any]:
+def _commit(sources: list[Source], job: Job, journal: Journal, name: str, settled: int) -> dict[str, Any]:
     records = journal.records()
     if not any(record.rows for record in records):
         journal.clear()
@@ -268,7 +324,7 @@ def _commit(sources: list[Source], job: Job, journal: Journal, name: str) -> dic
         ordinal=all(s.ordinal for s in sources),
         quality=job.spec.quality,
     )
-    meta = commit(Path(job.folder), job.spec.channels, records, entry)
+    meta = commit(Path(job.folder), job.spec.channels, records, entry, settled)
     journal.clear()
     return meta
 
@@ -285,16 +341,20 @@ def _nothing(sources: list[Source], records: list[Record]) -> DataError:
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """A full disk, or one that may not be written, as what it is; the reason may come from Rust, as a text."""
+def _disk_errors(folder: Path, every: bool = False) -> Iterator[None]:
+    """A full disk, or one that may not be written, as what it is; the reason may come from Rust, as a text.
+
+    Args:
+        every: whatever the system says, it says of this folder.
+    """
     try:
         yield
     except OSError as error:
         text = str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text or "os error 122" in text:
+        if error.errno in _FULL or "os error 28" in text or "os error 122" in text:
             hint = f"what was there before is untouched; free some space and run it again to go on (see {QUARANTINE})"
             raise IngestError(f"{folder}: the disk is full", hint) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST) or "os error 13" in text:
+        if every or error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST) or "os error 13" in text:
             raise IngestError(
                 f"{folder}: cannot be written ({error.strerror or text})", "name another --out"
             ) from error

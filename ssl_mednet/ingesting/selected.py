@@ -11,7 +11,7 @@ from ssl_mednet.catalog.selection import Selection, is_selection, prepare, resol
 from ssl_mednet.catalog.source import open_selection
 from ssl_mednet.data.schema import CorpusSpec
 from ssl_mednet.errors import DataError
-from ssl_mednet.ingesting.run import STORE_SIZE, Summary, Way, check, ingest, ingest_opened
+from ssl_mednet.ingesting.run import STORE_SIZE, Summary, Way, check, check_folder, ingest, ingest_opened
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def ingest_selection(
         DataError: as :func:`~ssl_mednet.ingesting.run.ingest`, or a server that gives nothing.
     """
     check(spec, way.timeout)
+    check_folder(folder)
     notes = _fetch([selection], quiet)
     opened = open_selection(selection)
     return ingest_opened(opened, folder, spec, selection.name, selection.licence, way, quiet), notes

@@ -22,7 +22,7 @@ class Bucket(http.server.ThreadingHTTPServer):
     Attributes:
         page: keys a page of a listing.
         asked: every path and query, as they came; ranges: the Range headers.
-        broken: keys that answer 404; cut: keys whose first answer ends after so many bytes.
+        broken: keys that answer 404; down: keys that answer 503; cut: keys whose first answer ends after so many bytes.
         parts: keys that were uploaded in several parts, so that their ETag is no MD5.
         listing: an answer to every listing instead of the true one.
     """
@@ -36,6 +36,7 @@ class Bucket(http.server.ThreadingHTTPServer):
         self.asked: list[str] = []
         self.ranges: list[str] = []
         self.broken: set[str] = set()
+        self.down: set[str] = set()
         self.cut: dict[str, int] = {}
         self.parts: set[str] = set()
         self.listing = ""
@@ -81,6 +82,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(200, (server.listing or server.list(query["prefix"][0], after)).encode())
             return
         key = unquote(parts.path).removeprefix("/open-data/")
+        if key in server.down:
+            self.answer(503, b"")
+            return
         if key in server.broken or key not in server.objects:
             self.answer(404, b"")
             return

@@ -95,11 +95,11 @@ def test_a_connection_that_was_cut_goes_on_where_it_was(bucket: Bucket, tmp_path
 
 def test_a_killed_run_goes_on_with_what_is_missing(bucket: Bucket, tmp_path: Path) -> None:
     chosen = [series(bucket.series("aa", 5), 5)]
-    bucket.broken = {"aa/0003.dcm"}
+    bucket.down = {"aa/0003.dcm"}
     with pytest.raises(DataError):
         fetch_series(chosen, tmp_path, 0, quiet=True)
     assert not (tmp_path / "aa" / ".complete").exists()
-    bucket.broken, bucket.asked = set(), []
+    bucket.down, bucket.asked = set(), []
     assert fetch_series(chosen, tmp_path, 0, quiet=True).files == 5
     gets = [a for a in bucket.asked if "list-type" not in a]
     assert gets == ["/open-data/aa/0003.dcm", "/open-data/aa/0004.dcm"]
@@ -123,13 +123,30 @@ def test_an_object_of_several_parts_is_checked_by_its_size(bucket: Bucket, tmp_p
         fetch_series([series(url, 1)], tmp_path / "other", 0, quiet=True)
 
 
-def test_one_series_that_is_gone_is_reported_and_ends_nothing(bucket: Bucket, tmp_path: Path) -> None:
+def test_what_a_server_does_not_have_is_reported_and_left_out_for_good(bucket: Bucket, tmp_path: Path) -> None:
+    chosen = [series(bucket.series(f"s{i}", 2), 2) for i in range(12)] + [series("s3://open-data/none/*", 1)]
+    bucket.broken = {"s5/0000.dcm"}
+    first = fetch_series(chosen, tmp_path, 0, workers=1, quiet=True)
+    assert (first.series, first.files) == (12, 23)
+    assert dict(first.failed).keys() == {"s3://open-data/s5/*", "s3://open-data/none/*"}
+    assert "1 of 2 objects" in dict(first.failed)["s3://open-data/s5/*"]
+    assert "404" in dict(first.failed)["s3://open-data/s5/*"]
+    before = files(tmp_path)
+    bucket.broken, bucket.asked = set(), []
+    assert fetch_series(chosen, tmp_path, 0, workers=1, quiet=True) == first
+    assert bucket.asked == []
+    assert files(tmp_path) == before
+
+
+def test_a_failure_that_may_pass_ends_the_fetch_and_the_next_run_goes_on(bucket: Bucket, tmp_path: Path) -> None:
     chosen = [series(bucket.series(f"s{i}", 2), 2) for i in range(12)]
-    bucket.broken = {"s5/0001.dcm"}
-    fetched = fetch_series([*chosen, series("s3://open-data/none/*", 1)], tmp_path, 0, workers=1, quiet=True)
-    assert (fetched.series, fetched.files) == (11, 22)
-    assert dict(fetched.failed).keys() == {"s3://open-data/s5/*", "s3://open-data/none/*"}
-    assert "404" in dict(fetched.failed)["s3://open-data/s5/*"]
+    bucket.down, bucket.broken = {"s5/0001.dcm"}, {"s7/0000.dcm"}
+    with pytest.raises(DataError, match=r"1 of 12 series cannot be had now.*s5.*503.*run it again"):
+        fetch_series(chosen, tmp_path, 0, workers=1, quiet=True)
+    bucket.down, bucket.broken, bucket.asked = set(), set(), []
+    assert fetch_series(chosen, tmp_path, 0, workers=1, quiet=True).failed == ()
+    assert files(tmp_path) == bucket.objects
+    assert {a for a in bucket.asked if "list-type" not in a} == {"/open-data/s5/0001.dcm", "/open-data/s7/0000.dcm"}
 
 
 def test_a_server_that_gives_nothing_stops_soon(bucket: Bucket, tmp_path: Path) -> None:

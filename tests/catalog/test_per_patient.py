@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from ssl_mednet.catalog.caps import shares
 from ssl_mednet.catalog.idc import Series, images_at_most
 from ssl_mednet.cli import app
+from ssl_mednet.errors import DataError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,3 +100,19 @@ def test_slides_count_as_one_and_are_not_cut() -> None:
     chosen = [one("a", "SM", 7, 900.0), one("b", "CT", 2), one("c", "US", 1)]
     assert images_at_most(chosen, 10) == {"b": 2, "c": 7}, "1 slide, 2 slices, and the largest object has the rest"
     assert images_at_most(chosen, None) == {}
+
+
+def test_a_series_that_fails_for_a_while_is_not_twice_in_the_corpus(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [("nlst", f"p{i}", "MR", BY, 5, put_series(bucket, f"p{i}", f"1.2.{i}", [1] * 5)) for i in range(4)]
+    put_index(monkeypatch, rows)
+    command = ["ingest", "idc:nlst", "--out", str(tmp_path / "out"), "--from", str(tmp_path / "got"), "--quiet"]
+    bucket.down, bucket.broken = {"1-2-3/0002.dcm"}, {"1-2-2/0001.dcm"}
+    with pytest.raises(DataError, match="run it again"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
+    bucket.down = set()
+    assert len(ingest(tmp_path / "out")) == 19
+    bucket.broken = set()
+    assert len(ingest(tmp_path / "out")) == 19

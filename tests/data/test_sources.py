@@ -76,6 +76,16 @@ def test_a_table_that_names_missing_files_loses_only_those(tmp_path: Path) -> No
     assert corpus.meta["skipped"] == 1
 
 
+def test_a_table_may_name_a_file_twice_but_not_as_two_things(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", {"0.png": picture(0)})
+    for rows, says in (("0.png,a,train\n0.png,a,val\n", "'train' and 'val'"), ("0.png,a,\n0.png,b,\n", "'a' and 'b'")):
+        (root / "labels.csv").write_text("path,label,split\n" + rows)
+        with pytest.raises(DataError, match=rf"labels.csv: names 0\.png twice, with the (label|split) {says}"):
+            open_corpus(root, GRAY, quiet=True)
+    (root / "labels.csv").write_text("path,label,split\n0.png,a,val\n0.png,a,val\n")
+    assert open_corpus(root, GRAY, quiet=True).classes == ["a"]
+
+
 @pytest.mark.parametrize(
     ("table", "says"),
     [

@@ -16,6 +16,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ssl_mednet.data.sources import Item, Source
+from ssl_mednet.errors import UnreadableImage
 from ssl_mednet.imaging.image import MedicalImage
 
 
@@ -29,6 +30,10 @@ class Trap(Item):
             os.kill(os.getpid(), signal.SIGSEGV)
         if kind == "hang":
             time.sleep(600)
+        if kind == "shut" and not Path(rest[0]).exists():
+            raise UnreadableImage(self.name, "cannot be opened: Permission denied")
+        if kind == "slow":
+            time.sleep(4)
         if kind == "once" and not Path(rest[0]).exists():  # dies of something that is not the file's doing
             Path(rest[0]).touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -39,7 +44,8 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker cannot i
 
 
 class TrapSource(Source):
-    """``contents``: one of ``good|N``, ``crash|N``, ``hang|N``, ``once|PATH|N`` an item."""
+    """``contents``: one of ``good|N``, ``crash|N``, ``hang|N``, ``slow|N``, ``once|PATH|N``,
+    ``shut|PATH|N`` an item, which is named after its path if it has one."""
 
     def __init__(self, contents: list[str]) -> None:
         super().__init__("traps:")
@@ -50,7 +56,8 @@ class TrapSource(Source):
 
     def items(self) -> Iterator[Item]:
         for i, content in enumerate(self.contents):
-            yield Trap(f"traps:{i}", content.encode())
+            path = content.split("|")[1] if content.startswith("shut") else ""
+            yield Trap(path or f"traps:{i}", content.encode())
 
 
 def write_pictures(root: Path, count: int, side: int = 12) -> Path:

@@ -62,6 +62,31 @@ def test_a_reader_that_hangs_is_ended_and_the_others_go_on(tmp_path: Path) -> No
     assert reasons(summary.folder) == {"traps:1": "its reader gave nothing for 1.5 s"}
 
 
+def test_a_failure_that_has_passed_is_not_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = ["good|1", "slow|2", f"shut|{tmp_path / 'key'}|3", "crash|4"]
+    out = tmp_path / "out"
+
+    def run(timeout: float) -> tuple[bool, int]:
+        summary = ingest_opened([TrapSource(contents)], out, GRAY, way=Way(timeout=timeout), quiet=True)
+        return summary.already, summary.total
+
+    ingest(write_pictures(tmp_path / "other", 2), out, quiet=True)
+    assert run(1.5) == (False, 3)
+    assert run(1.5) == (True, 3)
+    (tmp_path / "key").touch()
+    monkeypatch.setattr("ssl_mednet.ingesting.run._settle", lambda *_: None)  # killed before the list is written
+    assert run(1.5) == (False, 4)
+    monkeypatch.undo()
+    assert len(reasons(out)) == 3
+    assert run(1.5) == (True, 4)
+    assert set(reasons(out)) == {"traps:1", "traps:3"}
+    assert run(60) == (False, 5)
+    assert run(60) == run(90) == (True, 5)
+    assert levels(out)[2:] == [1, 3, 2]
+    assert set(reasons(out)) == {"traps:3"}
+    assert Corpus(out).meta["skipped"] == 1
+
+
 def test_a_worker_that_is_killed_from_outside_costs_no_file(tmp_path: Path) -> None:
     contents = [f"good|{i}" for i in range(40)]
     contents[20] = f"once|{tmp_path / 'killed'}|20"
@@ -300,6 +325,17 @@ def test_a_full_disk_is_told_and_what_was_there_stays(small_disk: Path, tmp_path
     assert Corpus(out).meta["fingerprint"] == first.fingerprint
     subprocess.run(["mount", "-o", "remount,size=40m", str(small_disk)], check=True)
     assert ingest(noise, out, quiet=True).total == 920
+
+
+def test_lines_of_the_list_that_are_none_do_not_end_an_ingest(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    source = write_pictures(tmp_path / "set", 2)
+    (source / "bad.png").write_bytes(b"no image")
+    ingest(source, out, quiet=True)
+    with (out / "quarantine.csv").open("a") as file:
+        file.write("\nmine.png,by hand,\n\na line\n")
+    assert ingest(write_pictures(tmp_path / "more", 3), out, quiet=True).total == 5
+    assert set(reasons(out)) == {str(source / "bad.png"), "mine.png"}
 
 
 def test_two_at_once_wait_for_each_other(pictures: Path, tmp_path: Path) -> None:

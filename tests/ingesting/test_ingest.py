@@ -223,6 +223,7 @@ def test_a_volume_streams_and_its_slices_know_their_place(tmp_path: Path) -> Non
         ({"timeout": 0}, "above 0"),
         ({"engine": "rai"}, "did you mean 'ray'"),
         ({"address": "auto"}, "has no address"),
+        ({"group_field": "path:("}, r"path:\(: is no regular expression"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(options: dict[str, object], says: str, tmp_path: Path) -> None:

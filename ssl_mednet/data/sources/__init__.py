@@ -57,9 +57,11 @@ def open_source(spec: str | Path) -> Source:
         raise DataError(f"{text}: no such file or folder", hint or known)
     special, taken = _special(path)
     if special:
-        rest = [name for name in FolderSource(path).names() if name not in taken] if path.is_dir() else []
-        if any(is_image_name(name) or passed_over(name) for name in rest):
-            special = [*special, FolderSource(path, rest)]
+        if path.is_dir():
+            rest = FolderSource(path)
+            rest.leave_out(taken)
+            if rest.lost or any(is_image_name(name) or passed_over(name) for name in rest.names()):
+                special = [*special, rest]
         return special[0] if len(special) == 1 else MixedSource(path, special)
     if path.is_dir():
         return FolderSource(path)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 import numpy as np
 
+from ssl_mednet.data.schema import is_corpus
 from ssl_mednet.errors import DataError, UnreadableImage, did_you_mean
 from ssl_mednet.imaging import phantoms
 from ssl_mednet.imaging.image import MedicalImage
@@ -153,12 +156,48 @@ def parse_spec(spec: str, defaults: dict[str, str]) -> tuple[str, dict[str, str]
     return name, options
 
 
-def files_below(path: Path) -> Iterator[Path]:
-    """The files in and below a folder, in any order, without hidden ones.
+Lost = Callable[[Path, str], None]  # told of a path that cannot be looked at, and why
+
+
+def files_below(path: Path, lost: Lost = lambda path, reason: None) -> Iterator[Path]:
+    """The files in and below a folder, in any order, without hidden ones and without corpora.
 
     Links are followed to files but not to folders, so a link to a parent cannot loop.
     """
-    return (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+    def closed(error: OSError) -> None:
+        lost(Path(error.filename), f"the folder cannot be read: {error.strerror}")
+
+    for place, folders, names in os.walk(path, onerror=closed):
+        here = Path(place)
+        folders[:] = [name for name in folders if not name.startswith(".") and not _is_corpus(here / name)]
+        for file in (here / name for name in names if not name.startswith(".")):
+            try:
+                if S_ISREG(file.stat().st_mode):
+                    yield file
+            except OSError as error:
+                dangling = isinstance(error, FileNotFoundError) and file.is_symlink()
+                lost(file, "is a link to what is not there" if dangling else f"cannot be opened: {error.strerror}")
+
+
+def _is_corpus(folder: Path) -> bool:
+    try:
+        return is_corpus(folder)
+    except PermissionError:  # it will be told when it is entered
+        return False
+
+
+def stamp(file: Path, name: str) -> bytes:
+    """Name, size and time of a file, for a fingerprint.
+
+    Raises:
+        DataError: it is not there any more, or may not be looked at.
+    """
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}", "run it again if it was moved") from error
+    return f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape")
 
 
 def named(label: str | None, classes: tuple[str, ...]) -> str | None:

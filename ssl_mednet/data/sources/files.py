@@ -12,12 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from ssl_mednet.data.schema import TAG
-from ssl_mednet.data.sources.base import SPLIT_NAMES, Item, Source, files_below
+from ssl_mednet.data.schema import QUARANTINE, TAG
+from ssl_mednet.data.sources.base import SPLIT_NAMES, Item, Source, files_below, stamp
 from ssl_mednet.data.sources.together import may_be_dicom, may_share, together
 from ssl_mednet.errors import DataError, UnreadableImage
 from ssl_mednet.imaging.readers import archive, is_image_name, npz_splits, passed_over, series, unknown_suffix
 from ssl_mednet.progress import Progress
+
+_TABLES = (".csv", ".tsv", ".tab", ".txt")  # labels.csv, and what the rules of the catalog read
+_HEADERS = (".mhd", ".mha", ".nhdr", ".nrrd")
+_HEAD = 1 << 14  # bytes of a header that are searched
+_ELSEWHERE = re.compile(rb"^(?:ElementDataFile[ \t]*=|data ?file:)([^\r\n]+)", re.MULTILINE | re.IGNORECASE)
 
 
 class FileSource(Source):
@@ -33,8 +38,11 @@ class FileSource(Source):
         self.broken = broken
 
     def fingerprint(self) -> str:
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with self.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
 
     def items(self) -> Iterator[Item]:
         try:
@@ -209,7 +217,18 @@ class TreeSource(Source):
         if missing := (wanted | {"path"}) - set(rows[0] if rows else ()):
             hint = "columns: path,label and, where known, split,group,modality"
             raise DataError(f"{self._full(name)}: no column {' and '.join(sorted(missing))}", hint)
-        return {root + r["path"]: r for r in rows if r["path"]}
+        found: dict[str, dict[str, str]] = {}
+        for row in rows:
+            if path := row["path"]:
+                other = found.setdefault(root + path, row)
+                for key in ("label", "split"):
+                    if (one := other.get(key)) != (two := row.get(key)):
+                        raise DataError(f"{self._full(name)}: names {path} twice, with the {key} {one!r} and {two!r}")
+        return found
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") and part != ".." for part in PurePosixPath(name).parts)
 
 
 def _row(row: dict[str, str]) -> dict[str, Any]:
@@ -235,14 +254,22 @@ def _classes(names: list[str]) -> dict[str, dict[str, Any]]:
 
 
 class FolderSource(TreeSource):
-    """A folder with images at any depth; or, with ``names``, some of its files."""
+    """A folder with images at any depth; or, with ``names``, some of its files.
+
+    Attributes:
+        lost: paths that could not be looked at, and why.
+    """
 
     def __init__(self, path: Path, names: list[str] | None = None) -> None:
         super().__init__(path)
+        self.lost: list[tuple[Path, str]] = []
         if names is None:
-            names = [p.relative_to(path).as_posix() for p in files_below(path)]
+            names = [p.relative_to(path).as_posix() for p in files_below(path, lambda *lost: self.lost.append(lost))]
         self._names = sorted(names)
         self._heads: dict[str, series.Header | None] = {}  # of files that are still to come
+
+    def leave_out(self, names: Set[str]) -> None:
+        self._names = [name for name in self._names if name not in names]
 
     def names(self) -> list[str]:
         return self._names
@@ -254,11 +281,29 @@ class FolderSource(TreeSource):
         return (self.path / name).read_bytes()
 
     def fingerprint(self) -> str:
+        """Of the files that are read: images, tables of what is said of them, and what headers keep in another file."""
         digest = hashlib.sha256()
-        for name in self._names:
-            stat = (self.path / name).stat()
-            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        images = [name for name in self._names if is_image_name(name)]
+        tables = [n for n in self._names if PurePosixPath(n).suffix.lower() in _TABLES and n != QUARANTINE]
+        numbers = {self._numbers_of(n) for n in images if PurePosixPath(n).suffix.lower() in _HEADERS}
+        for name in sorted({*images, *tables, *numbers.intersection(self._names)}):
+            digest.update(stamp(self.path / name, name))
         return digest.hexdigest()
+
+    def _numbers_of(self, name: str) -> str:
+        """The file beside a header of MetaImage or NRRD that holds its numbers; empty where it names none."""
+        try:
+            with (self.path / name).open("rb") as file:
+                found = _ELSEWHERE.search(file.read(_HEAD))
+        except OSError:  # its reader will say so
+            return ""
+        return str(PurePosixPath(name).parent / found[1].decode(errors="surrogateescape").strip()) if found else ""
+
+    def _passed_over(self) -> Iterator[Item]:
+        yield from super()._passed_over()
+        for path, reason in sorted(self.lost):
+            if is_image_name(path.name) or reason.startswith("the folder"):
+                yield Item(str(path), UnreadableImage(path, reason))
 
     def count(self) -> int | None:
         return sum(map(is_image_name, self._names))
@@ -303,7 +348,7 @@ class ArchiveSource(TreeSource):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
-            self._names = archive.names(path)
+            self._names = [name for name in archive.names(path) if not _is_hidden(name)]
         except UnreadableImage as error:
             raise DataError(str(error)) from error
 

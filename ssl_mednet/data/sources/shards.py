@@ -9,7 +9,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from ssl_mednet.data.sources.base import SPLIT_NAMES, Item, Source, files_below, split_of
+from ssl_mednet.data.sources.base import SPLIT_NAMES, Item, Source, files_below, split_of, stamp
 from ssl_mednet.errors import UnreadableImage
 from ssl_mednet.imaging.readers import archive, is_image_name
 
@@ -45,8 +45,7 @@ class ShardSource(Source):
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for file in self.files:
-            stat = file.stat()
-            digest.update(f"{file.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            digest.update(stamp(file, file.name))
         return digest.hexdigest()
 
     def items(self) -> Iterator[Item]:

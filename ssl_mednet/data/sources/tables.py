@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssl_mednet.data.sources.base import Item, Source, files_below, split_of
+from ssl_mednet.data.sources.base import Item, Source, files_below, split_of, stamp
 from ssl_mednet.errors import DataError, UnreadableImage
 
 SUFFIXES = (".parquet", ".arrow")
@@ -53,8 +53,7 @@ class TableSource(Source):
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for file in self.files:
-            stat = file.stat()
-            digest.update(f"{self._relative(file)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            digest.update(stamp(file, self._relative(file)))
         return digest.hexdigest()
 
     def count(self) -> int | None:
