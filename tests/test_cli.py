@@ -142,6 +142,9 @@ def test_a_corpus_is_made_added_to_and_pretrained_on(tmp_path: Path) -> None:
         (["list", "backbones", "*nothing*"], 2, "matches"),
         (["ingest", "no/such/folder", "--out", "corpus"], 3, "no/such/folder: no such file"),
         (["ingest", "phantoms:gray?n=3", "--out", "corpus", "--engine", "rey"], 3, "did you mean 'ray'"),
+        (["ingest", ".", "--out", "corpus", "--per-patient", "1"], 2, "--per-patient is for catalog:ID"),
+        (["ingest", ".", "--out", "corpus", "--from", "."], 2, "--from is for catalog:ID"),
+        (["ingest", ".", "--out", "corpus", "--seed", "3"], 2, "--seed is for catalog:ID"),
     ],
 )
 def test_a_mistake_is_one_line_and_an_exit_code(arguments: list[str], code: int, says: str) -> None:
