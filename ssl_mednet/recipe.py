@@ -68,14 +68,16 @@ def read_yaml(
         where = str(source)
         try:
             config = OmegaConf.load(path)
-        except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        except RecursionError as error:
+            raise RecipeError(f"{where}: an alias (*NAME) lies within what it stands for, or it is too deep") from error
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
             raise RecipeError(f"{where}: is not YAML: {' '.join(str(error).split())}") from error
     if not OmegaConf.is_dict(config):
         raise RecipeError(f"{where}: must hold keys and values, not a {type(config).__name__}")
     try:
         config = OmegaConf.merge(config, OmegaConf.from_dotlist(_check_overrides(overrides or [])))
         content = OmegaConf.to_container(config, resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, ValueError, YAMLError) as error:
         raise RecipeError(f"{where}: {' '.join(str(error).split())}") from error
     assert isinstance(content, dict)
     return where, {str(k): v for k, v in content.items()}

@@ -94,7 +94,7 @@ def test_interpolation_works_and_a_missing_key_is_named() -> None:
         load_recipe({"optim": {"batch_size": "${nowhere}"}})
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1,", "\x00", "just words"])
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1,", "\x00", "just words", "a: &x {b: *x}", "a: 1\na: 2"])
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)
