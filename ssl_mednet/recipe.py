@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -80,7 +81,18 @@ def read_yaml(
     except (OmegaConfBaseException, ValueError, YAMLError) as error:
         raise RecipeError(f"{where}: {' '.join(str(error).split())}") from error
     assert isinstance(content, dict)
+    for key, value in content.items():
+        _refuse_non_finite(value, f"{where}: {key!s}")
     return where, {str(k): v for k, v in content.items()}
+
+
+def _refuse_non_finite(value: Any, where: str) -> None:
+    """No key of a recipe or suite means anything with .inf or .nan, those that are passed on to others included."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{where}: must be a finite number, not {value!r}")
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inner:
+        _refuse_non_finite(one, f"{where}.{key}")
 
 
 def _check_overrides(overrides: list[str]) -> list[str]:
@@ -125,7 +137,7 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str, prefix:
         message = "must hold keys and values"
     if problem["type"] == "literal_error":
         options = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        hint = did_you_mean(str(problem["input"]), options)
+        hint = did_you_mean(str(problem["input"]).lower(), options)
     return RecipeError(f"{where}{key or 'recipe'}: {message}{given}", hint)
 
 
