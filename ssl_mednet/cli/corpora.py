@@ -103,11 +103,15 @@ def ingest(
         _tell(ingest_recipe(recipe, out, root, Way(engine, address, workers, timeout), quiet))
         return
     assert sources
+    from ssl_mednet.catalog.licences import doubt, spelled
     from ssl_mednet.catalog.selection import is_selection
     from ssl_mednet.ingesting.selected import Choice, ingest_selected
+    from ssl_mednet.progress import warn
 
     if not any(map(is_selection, sources)):
         _refuse_beside_plain(context)
+    if reason := doubt(licence):
+        warn(f"--licence {reason}")
     summary = ingest_selected(
         sources,
         out,
@@ -123,7 +127,7 @@ def ingest(
         tile=tile,
         max_tiles=max_tiles,
         source=source,
-        licence=licence,
+        licence=spelled(licence),
         engine=engine,
         address=address,
         workers=workers,
