@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -68,17 +69,30 @@ def read_yaml(
         where = str(source)
         try:
             config = OmegaConf.load(path)
-        except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        except RecursionError as error:
+            raise RecipeError(f"{where}: an alias (*NAME) lies within what it stands for, or it is too deep") from error
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
             raise RecipeError(f"{where}: is not YAML: {' '.join(str(error).split())}") from error
     if not OmegaConf.is_dict(config):
         raise RecipeError(f"{where}: must hold keys and values, not a {type(config).__name__}")
     try:
         config = OmegaConf.merge(config, OmegaConf.from_dotlist(_check_overrides(overrides or [])))
         content = OmegaConf.to_container(config, resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, ValueError, YAMLError) as error:
         raise RecipeError(f"{where}: {' '.join(str(error).split())}") from error
     assert isinstance(content, dict)
+    for key, value in content.items():
+        _refuse_non_finite(value, f"{where}: {key!s}")
     return where, {str(k): v for k, v in content.items()}
+
+
+def _refuse_non_finite(value: Any, where: str) -> None:
+    """No key of a recipe or suite means anything with .inf or .nan, those that are passed on to others included."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{where}: must be a finite number, not {value!r}")
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inner:
+        _refuse_non_finite(one, f"{where}.{key}")
 
 
 def _check_overrides(overrides: list[str]) -> list[str]:
@@ -123,7 +137,7 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str, prefix:
         message = "must hold keys and values"
     if problem["type"] == "literal_error":
         options = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        hint = did_you_mean(str(problem["input"]), options)
+        hint = did_you_mean(str(problem["input"]).lower(), options)
     return RecipeError(f"{where}{key or 'recipe'}: {message}{given}", hint)
 
 

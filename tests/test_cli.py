@@ -111,14 +111,16 @@ def test_from_images_to_a_classifier_and_its_answers(tmp_path: Path, verb: Calla
 def test_a_corpus_is_made_added_to_and_pretrained_on(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"")
     out = str(tmp_path / "corpus")
-    done = ssl_mednet("ingest", "phantoms:gray?n=40", str(tmp_path / "*.png"), "--out", out, "--size", "32")
+    first = ("ingest", "phantoms:gray?n=40", str(tmp_path / "*.png"), "--out", out, "--size", "32", "--licence")
+    done = ssl_mednet(*first, "CC-BY-4.0")
     assert done.returncode == 0, done.stderr
     assert "ingested: 40 images, 40 in all" in done.stdout
     assert "quarantined 1 files" in done.stdout
-    again = ssl_mednet("ingest", "phantoms:gray?n=40", str(tmp_path / "*.png"), "--out", out, "--size", "32")
+    again = ssl_mednet(*first, "cc by 4.0")
     assert "was there already: 40 images" in again.stdout
-    more = ssl_mednet("ingest", "phantoms:gray?n=9&seed=1", "--out", out, "--size", "32", "--source", "more")
+    more = ssl_mednet("ingest", "phantoms:gray?n=9&seed=1", "--out", out, "--source", "more", "--licence", "cc-by")
     assert "ingested: 9 images, 49 in all" in more.stdout
+    assert "warning: --licence 'cc-by' is no licence" in more.stderr
     recipe = ("--recipe", "simclr_gray.yaml", "--out", str(tmp_path / "run"), *SMALL[1:], "train.steps=2")
     run = ssl_mednet("pretrain", *recipe, "--data", out, "data.sampling=balanced")
     assert run.returncode == 0, run.stderr
@@ -142,6 +144,9 @@ def test_a_corpus_is_made_added_to_and_pretrained_on(tmp_path: Path) -> None:
         (["list", "backbones", "*nothing*"], 2, "matches"),
         (["ingest", "no/such/folder", "--out", "corpus"], 3, "no/such/folder: no such file"),
         (["ingest", "phantoms:gray?n=3", "--out", "corpus", "--engine", "rey"], 3, "did you mean 'ray'"),
+        (["ingest", ".", "--out", "corpus", "--per-patient", "1"], 2, "--per-patient is for catalog:ID"),
+        (["ingest", ".", "--out", "corpus", "--from", "."], 2, "--from is for catalog:ID"),
+        (["ingest", ".", "--out", "corpus", "--seed", "3"], 2, "--seed is for catalog:ID"),
     ],
 )
 def test_a_mistake_is_one_line_and_an_exit_code(arguments: list[str], code: int, says: str) -> None:

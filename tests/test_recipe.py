@@ -48,6 +48,19 @@ def test_three_methods_for_gray_and_color_are_shipped() -> None:
         ("simclr_gray.yaml", "augment.policy=generic_color", ["color images", "gray"]),
         ("simclr_gray.yaml", "optim.accumulate=3", ["batch_size 128", "accumulate 3"]),
         ("simclr_gray.yaml", "train.devices=0", ["train.devices: must be a number of processes", "auto", "not 0"]),
+        ("simclr_gray.yaml", "train.device=cuda:0", ["train.device", "did you mean 'cuda'"]),
+        ("simclr_gray.yaml", "train.device=CPU", ["train.device", "did you mean 'cpu'"]),
+        ("simclr_gray.yaml", "train.seed=1e23", ["train.seed", "integer"]),
+        ("simclr_gray.yaml", "train.seed=1e19", ["train.seed", "integer"]),
+        ("simclr_gray.yaml", "train.epochs=.inf", ["train.epochs: must be a finite number, not inf"]),
+        ("simclr_gray.yaml", "optim.lr=.inf", ["optim.lr: must be a finite number"]),
+        ("simclr_gray.yaml", "optim.options.eps=[.nan]", ["optim.options.eps.0: must be a finite number"]),
+        ("simclr_gray.yaml", "augment.override.xray.ops.gamma.p=x", ["'gamma'", "from 0 to 1, not 'x'"]),
+        ("simclr_gray.yaml", "augment.override.xray.ops.gamma.p=7", ["'gamma'", "from 0 to 1, not 7"]),
+        ("simclr_gray.yaml", "augment.override.xray.ops.gamma.p=-1", ["'gamma'", "from 0 to 1, not -1"]),
+        ("simclr_gray.yaml", "augment.override.xray.geometry.probability=2", ["xray.geometry.probability", "0 to 1"]),
+        ("simclr_gray.yaml", "augment.override.xray.crop=2", ["xray.crop", "0 to 1"]),
+        ("simclr_gray.yaml", "augment.policy=by_modalty", ["did you mean 'by_modality'", "known: by_modality"]),
         ("simclr_gray.yaml", "data.modality=ctt", ["did you mean 'ct'"]),
         ("simclr_gray.yaml", "data.modality=blood", ["color", "gray"]),
         ("simclr_gray.yaml", "trainsteps", ["key=value"]),
@@ -94,7 +107,7 @@ def test_interpolation_works_and_a_missing_key_is_named() -> None:
         load_recipe({"optim": {"batch_size": "${nowhere}"}})
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1,", "\x00", "just words"])
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1,", "\x00", "just words", "a: &x {b: *x}", "a: 1\na: 2"])
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)

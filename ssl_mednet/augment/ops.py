@@ -90,12 +90,15 @@ def create_op(name: str, settings: dict[str, Any], strength: float) -> Intensity
     Raises:
         RecipeError: no such augmentation, or it does not take these settings.
     """
+    p = settings.get("p", 0.5)
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+        raise RecipeError(f"augmentation {name!r}: p is a probability from 0 to 1, not {p!r}")
     if name.startswith("kornia."):
         cls = getattr(kornia.augmentation, name.removeprefix("kornia."), None)
         if not (isinstance(cls, type) and issubclass(cls, IntensityAugmentationBase2D)):
             known = [f"kornia.{n}" for n in dir(kornia.augmentation) if n.startswith("Random")]
             raise RecipeError(f"{name!r} is no intensity augmentation of kornia", did_you_mean(name, known))
-        extra = {"p": min(1.0, settings.get("p", 0.5) * strength)}
+        extra = {"p": min(1.0, p * strength)}
     else:
         cls, extra = OPS.get(name), {"strength": strength}
     allowed = [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "strength")]

@@ -18,6 +18,7 @@ from ssl_mednet.registry import Registry
 Turns = Literal["none", "lateral", "free"]
 Meaning = Literal["quantitative", "relative", "stain", "color", "natural"]
 STRENGTH, MOST_STRENGTH = "strength", 2  # the key of an override, and what it may be at most
+_SHARES = ("horizontal_flip", "vertical_flip", "probability")  # of the geometry
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def build(name: str, strength: float, override: dict[str, Any] | None = None) ->
         RecipeError: an unknown name, a setting that is not there, or a color op on gray images.
     """
     override = dict(override or {})
-    strength = _strength(override.pop(STRENGTH, strength), f"augment.override.{name}.{STRENGTH}")
+    strength = _number(override.pop(STRENGTH, strength), f"augment.override.{name}.{STRENGTH}", MOST_STRENGTH)
     policy = overridden(name, POLICIES.get(name), override)
     stages: dict[str, list[Slot]] = {"window": [], "source": [], "view": []}
     used = 0
@@ -137,6 +138,8 @@ def overridden(name: str, policy: Policy, override: dict[str, Any]) -> Policy:
             known = [f.name for f in dataclasses.fields(Geometry)]
             for wrong in set(_mapping(value, where)) - set(known):
                 raise RecipeError(f"{where}.{wrong}: no such setting", f"{did_you_mean(wrong, known)} allowed: {known}")
+            for share in value.keys() & set(_SHARES):
+                _number(value[share], f"{where}.{share}", 1)
             fields[key] = replace(fields["geometry"], **value)
         elif key == "ops":
             merged = dict(policy.ops)
@@ -147,7 +150,7 @@ def overridden(name: str, policy: Policy, override: dict[str, Any]) -> Policy:
                     merged[op] = merged.get(op, {}) | _mapping(settings, f"{where}.{op}")
             fields[key] = merged
         else:
-            fields[key] = value
+            fields[key] = _number(value, where, 1) if key == "crop" else value
     return Policy(**fields)
 
 
@@ -168,6 +171,9 @@ def check_augment(chosen: str, channels: str, strength: float, override: dict[st
         RecipeError: no such policy, mask, op or setting, or one for the other kind of image.
     """
     assert channels in CHANNEL_COUNT
+    if chosen not in (known := (BY_MODALITY, NATURAL, *POLICIES)) and chosen not in POLICIES.broken:
+        hint = f"{did_you_mean(chosen, known)} known: {', '.join(known)}".strip()
+        raise RecipeError(f"unknown policy {chosen!r}", hint)
     names = dict.fromkeys(policy_name(chosen, m) for m in MODALITIES if MODALITIES[m].channels == channels)
     for name in override:
         POLICIES.get(name)
@@ -179,9 +185,9 @@ def check_augment(chosen: str, channels: str, strength: float, override: dict[st
         build(name, strength or 1.0, override.get(name))
 
 
-def _strength(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_STRENGTH:
-        raise RecipeError(f"{where}: a number from 0 to {MOST_STRENGTH}, not {value!r}")
+def _number(value: Any, where: str, most: int) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise RecipeError(f"{where}: a number from 0 to {most}, not {value!r}")
     return float(value)
 
 

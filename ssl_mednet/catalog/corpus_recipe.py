@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ssl_mednet.catalog.entries import Entry, find_entry
 from ssl_mednet.errors import RecipeError, did_you_mean
 from ssl_mednet.imaging.modality import MODALITIES, Channels
+from ssl_mednet.recipe import read_yaml
 from ssl_mednet.shipped import CORPORA, find_shipped
 
 Positive = Annotated[int, Field(ge=1)]
@@ -80,6 +80,13 @@ class CorpusRecipe(_Strict):
     parts: Annotated[tuple[Part, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
+    def _parts_differ(self) -> CorpusRecipe:
+        for number, part in enumerate(self.parts):
+            if part in self.parts[:number]:
+                raise ValueError(f"parts.{number}: {part.catalog or f'idc:{part.idc}'} is listed twice")
+        return self
+
+    @model_validator(mode="after")
     def _weights_fit(self) -> CorpusRecipe:
         wrong = [m for m in self.weights if m not in MODALITIES or MODALITIES[m].channels != self.channels]
         if wrong:
@@ -96,10 +103,9 @@ def read_corpus_recipe(path: str | Path) -> CorpusRecipe:
         RecipeError: no such file, or it breaks the schema; the message names the key.
     """
     file = _find(path)
+    _, content = read_yaml(file, "recipes")
     try:
-        return CorpusRecipe.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
+        return CorpusRecipe.model_validate(content)
     except ValidationError as error:
         # A key that is misspelled is also one that is missing: the first says more.
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")

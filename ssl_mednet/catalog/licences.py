@@ -8,19 +8,25 @@ anywhere; this module assumes that they are, the cautious way, so every conditio
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
+from ssl_mednet.errors import did_you_mean
+
 LicenceClass = Literal["permissive", "share-alike", "nc", "custom", "unknown"]
 CLASSES: tuple[LicenceClass, ...] = ("permissive", "share-alike", "nc", "custom", "unknown")
 DISCLAIMER = "A reading of licence names, not legal advice; read the terms of each set before you publish."
 
-_CREATIVE_COMMONS = re.compile(r"CC-BY(?P<nc>-NC)?(?P<sa>-SA)?(?P<nd>-ND)?-[2-4]\.\d")  # 1.0 knows no later version
+# Version 1.0 knows no later one.
+_CREATIVE_COMMONS = re.compile(r"CC-BY(?P<nc>-NC)?(?P<sa>-SA)?(?P<nd>-ND)?-[2-4]\.\d", re.IGNORECASE)
 _FREE = frozenset({"CC0-1.0", "PDDL-1.0", "Unlicense"})  # nothing is asked for
 _NOTICE = frozenset({"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ODC-By-1.0"})  # the notice is to be kept
 _SHARE_ALIKE = frozenset({"ODbL-1.0"})
+_OTHERS = {name.lower(): name for name in _FREE | _NOTICE | _SHARE_ALIKE} | {"cc0": "CC0-1.0"}
+_CUSTOM = "custom:"
 # Words that mark terms of one's own as closed to commercial use; found, they only ever add a condition.
 _NON_COMMERCIAL = re.compile(r"\b(non-?commercial|research|academic|nc)\b", re.IGNORECASE)
 
@@ -76,13 +82,37 @@ class Verdict:
         return f"Trained weights may be published under {self.publish}, under these conditions."
 
 
+def spelled(licence: str) -> str:
+    """The identifier that is meant, where it is known; SPDX ignores case (annex B of its specification, 2.3).
+
+    >>> [spelled(x) for x in ("cc-by-4.0", "CC BY 4.0", "cc0", "mit", "Custom: own words", "WTFPL")]
+    ['CC-BY-4.0', 'CC-BY-4.0', 'CC0-1.0', 'MIT', 'custom:own words', 'WTFPL']
+    """
+    name = licence.strip()
+    if name[: len(_CUSTOM)].lower() == _CUSTOM:
+        return _CUSTOM + name[len(_CUSTOM) :].strip()
+    joined = re.sub(r"[\s_]+", "-", name)
+    return joined.upper() if _CREATIVE_COMMONS.fullmatch(joined) else _OTHERS.get(joined.lower(), name)
+
+
+def doubt(licence: str) -> str:
+    """Why a licence that somebody has stated says nothing here; empty where it does, or where none is stated."""
+    if not licence.strip() or terms(licence).known:
+        return ""
+    kinds = ("", "-SA", "-ND", "-NC", "-NC-SA", "-NC-ND")
+    known = [*_OTHERS.values(), *(f"CC-BY{kind}-{version}" for version in ("4.0", "3.0") for kind in kinds)]
+    near = did_you_mean(licence, known) or did_you_mean(licence.upper(), known)
+    hint = near or "an SPDX identifier as CC-BY-4.0, or custom:WORDS"
+    return f"{licence!r} is no licence that is known here and counts as none; {hint}"
+
+
 def terms(licence: str) -> Terms:
     """What ``licence`` asks for.
 
     >>> terms("CC-BY-NC-SA-4.0").share_alike
     True
     """
-    name = licence.strip()
+    name = spelled(licence)
     match = _CREATIVE_COMMONS.fullmatch(name)
     if match:
         return Terms(
@@ -97,7 +127,7 @@ def terms(licence: str) -> Terms:
         return Terms(attribution=True)
     if name in _SHARE_ALIKE:
         return Terms(attribution=True, share_alike=True)
-    if name.removeprefix("custom:").strip() and name.startswith("custom:"):
+    if name.startswith(_CUSTOM) and name != _CUSTOM:
         return Terms(attribution=True, custom=True, non_commercial=bool(_NON_COMMERCIAL.search(name)))
     return Terms(known=False)
 
@@ -128,7 +158,10 @@ def roll_up(counts: Mapping[str, int]) -> Verdict:
     """
     if any(n < 0 for n in counts.values()):
         raise ValueError(f"counts of rows are not negative: {dict(counts)}")
-    present = {licence: n for licence, n in sorted(counts.items()) if n}
+    present: Counter[str] = Counter()
+    for licence, n in sorted(counts.items()):
+        if n:
+            present[spelled(licence)] += n
     rows: dict[LicenceClass, int] = dict.fromkeys(CLASSES, 0)
     for licence, n in present.items():
         rows[classify(licence)] += n

@@ -103,8 +103,15 @@ def ingest(
         _tell(ingest_recipe(recipe, out, root, Way(engine, address, workers, timeout), quiet))
         return
     assert sources
+    from ssl_mednet.catalog.licences import doubt, spelled
+    from ssl_mednet.catalog.selection import is_selection
     from ssl_mednet.ingesting.selected import Choice, ingest_selected
+    from ssl_mednet.progress import warn
 
+    if not any(map(is_selection, sources)):
+        _refuse_beside_plain(context)
+    if reason := doubt(licence):
+        warn(f"--licence {reason}")
     summary = ingest_selected(
         sources,
         out,
@@ -120,7 +127,7 @@ def ingest(
         tile=tile,
         max_tiles=max_tiles,
         source=source,
-        licence=licence,
+        licence=spelled(licence),
         engine=engine,
         address=address,
         workers=workers,
@@ -132,11 +139,24 @@ def ingest(
 
 def _refuse_beside_recipe(context: typer.Context) -> None:
     """Options that the recipe states itself, so that none is passed over in silence."""
-    given = {n for n in context.params if getattr(context.get_parameter_source(n), "name", "") == "COMMANDLINE"}
-    beside = sorted(given - {"recipe", "out", "root", "engine", "address", "workers", "timeout", "quiet"})
+    beside = _given(context).keys() - {"recipe", "out", "root", "engine", "address", "workers", "timeout", "quiet"}
     if beside:
-        name = next(p.opts[0] for p in context.command.params if p.name == beside[0])
+        name = _given(context)[min(beside)]
         raise UserError(f"{name} does not go with --recipe", "the recipe says what is ingested and how it is stored")
+
+
+def _refuse_beside_plain(context: typer.Context) -> None:
+    """Options that only sets of the catalog and of IDC heed."""
+    beside = _given(context).keys() & {"root", "per_patient", "seed"}
+    if beside:
+        name = _given(context)[min(beside)]
+        raise UserError(f"{name} is for catalog:ID and idc:COLLECTION", "a folder, file or archive is ingested whole")
+
+
+def _given(context: typer.Context) -> dict[str, str]:
+    """The parameters that stand on the command line, with the option that sets each."""
+    given = {n for n in context.params if getattr(context.get_parameter_source(n), "name", "") == "COMMANDLINE"}
+    return {p.name: p.opts[0] for p in context.command.params if p.name in given}
 
 
 def _tell(summary: Summary) -> None:

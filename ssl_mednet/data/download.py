@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.message import Message
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from time import sleep
 from typing import IO, Any, TypedDict
@@ -56,8 +56,8 @@ def fetch(
     """``target``, downloaded from ``url`` unless it is there already with the right checksum; another file is replaced.
 
     The file appears whole and checked, or not at all. Until then it grows in ``target.part``, where the next call goes
-    on after an interruption, however it came about (HTTP Range, RFC 9110 section 14; from the start where the server
-    knows no ranges). A second process waits for the first instead of downloading the same file beside it.
+    on after an interruption, however it came about (HTTP Range, RFC 9110 section 14; from the start, in another file,
+    where the server knows no ranges). A second process waits for the first instead of downloading the same file, too.
 
     Args:
         url: http or https; so are all that it redirects to.
@@ -143,47 +143,64 @@ class _Failed(Exception):
 
 
 def _download(url: str, target: Path, checksum: _Expected, timeout: float, quiet: bool) -> None:
-    part = target.with_name(target.name + ".part")
+    part = whole = target.with_name(target.name + ".part")
     by_hand = f"or download it by hand and save it as {target}"
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not _is_web(url):
         raise DataError(f"{url}: is no http or https address")
     if not has_checksum(part, **checksum):  # it has where a run was killed just before the last step
         try:
-            _try_repeatedly(url, part, timeout, quiet)
+            whole = _try_repeatedly(url, part, timeout, quiet)
         except _Failed as error:
+            _anew(part).unlink(missing_ok=True)
             raise DataError(f"{url}: {error}", f"run it again later, {by_hand}") from error
-        if not has_checksum(part, **checksum):
-            part.unlink()
+        if not has_checksum(whole, **checksum):
+            whole.unlink()
             kind = "MD5" if checksum["md5"] else "SHA-256" if checksum["sha256"] else "size"
             message = f"{url}: the downloaded file has the wrong {kind} and was deleted: it is damaged or another one"
             raise DataError(message, f"run it again, {by_hand}")
-    part.replace(target)
+    whole.replace(target)
+    for other in (part, _anew(part)):
+        other.unlink(missing_ok=True)
 
 
-def _try_repeatedly(url: str, part: Path, timeout: float, quiet: bool) -> None:
+def _anew(part: Path) -> Path:
+    """Where a file begins again that a server without ranges sends whole: it may be a page that says "log in"."""
+    return part.with_name(part.name + ".new")
+
+
+def _try_repeatedly(url: str, part: Path, timeout: float, quiet: bool) -> Path:
+    """The file in which all has arrived: ``part``, or the one begun anew."""
     longest, failures = _size(part), 0
     while True:
         try:
-            _try(url, part, timeout, quiet)
-            return
+            if whole := _try(url, part, timeout, quiet):
+                return whole
+            failures = 0
         except _Failed as error:
             # Against the longest so far: a server without ranges, cut off again and again, makes no progress.
-            failures = 1 if _size(part) >= longest + _CHUNK else failures + 1
-            longest = max(longest, _size(part))
+            reached = max(_size(part), _size(_anew(part)))
+            failures = 1 if reached >= longest + _CHUNK else failures + 1
+            longest = max(longest, reached)
             if failures >= error.tries:
                 raise
             sleep(min(max(error.wait, _BACKOFF * 2 ** (failures - 1)), _LONGEST_WAIT))
 
 
-def _try(url: str, part: Path, timeout: float, quiet: bool) -> None:
-    """Append to ``part`` what is missing of it, and force it to the disk."""
+def _try(url: str, part: Path, timeout: float, quiet: bool) -> Path | None:
+    """Append to ``part`` what is missing of it, or begin anew, and force it to the disk.
+
+    Returns:
+        The file that is whole; None where the server has sent less than was asked for, as it may, and the rest is next.
+    """
     with _resumed(url, part, timeout) as response:
         start = _start(response, part)
-        total = None if response.length is None else start + response.length
+        end = None if response.length is None else start + response.length
+        total = _total(response) or end
+        path = part if start == _size(part) else _anew(part)
         if total is not None:
             _check_room(part.parent, total - start)
         bar = Progress(f"downloading {part.stem}", None if total is None else total // _MB, "MB", quiet)
-        with part.open("ab" if start else "wb") as file, bar as progress:
+        with path.open("ab" if start else "wb") as file, bar as progress:
             progress.start_from(start // _MB)
             for chunk in _chunks(response):
                 file.write(chunk)
@@ -191,8 +208,12 @@ def _try(url: str, part: Path, timeout: float, quiet: bool) -> None:
                     progress.advance(more)
             file.flush()
             os.fsync(file.fileno())
-            if total is not None and file.tell() != total:
-                raise _Failed(f"the connection was cut after {file.tell():,} of {total:,} bytes")
+            reached = file.tell()
+            if total is None or reached == total:
+                return path
+            if start < reached == end:
+                return None
+            raise _Failed(f"the connection was cut after {reached:,} of {total:,} bytes")
 
 
 def _resumed(url: str, part: Path, timeout: float) -> Any:
@@ -216,18 +237,27 @@ def _open(url: str, have: int, timeout: float) -> Any:
         tries = _TRIES if error.code in _PASSING else 1
         wait = error.headers.get("Retry-After", "")  # seconds; a date is not worth the trouble
         reason = f"the server answers {error.code} {error.reason}"
-        raise _Failed(reason, tries, float(wait) if wait.isdigit() else 0.0, error.code) from error
+        raise _Failed(reason, tries, float(wait) if wait.isdecimal() else 0.0, error.code) from error
     except URLError as error:
         raise _Failed(f"the network cannot be reached: {_said(error.reason)}", _TRIES_UNREACHABLE) from error
+    except (InvalidURL, ValueError) as error:  # of the address, or of one that it redirects to
+        raise _Failed(f"is no address on the web, or leads to one that is none: {error}", tries=1) from error
     except (OSError, HTTPException) as error:
         raise _Failed(f"the server does not answer: {_said(error)}") from error
+
+
+def _is_web(url: str) -> bool:
+    try:
+        return urlsplit(url).scheme in ("http", "https")
+    except ValueError:
+        return False
 
 
 class _WebOnly(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
     ) -> urllib.request.Request | None:
-        if urlsplit(newurl).scheme not in ("http", "https"):
+        if not _is_web(newurl):
             raise DataError(f"{req.full_url}: redirects to {newurl}, which is no http or https address")
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
 
@@ -241,6 +271,12 @@ def _start(response: Any, part: Path) -> int:
         part.unlink(missing_ok=True)
         raise _Failed("the server sends another part of the file than it was asked for")
     return int(match[1])
+
+
+def _total(response: Any) -> int | None:
+    """The length of the whole file, where an answer with a part of it says so."""
+    match = re.match(r"bytes \d+-\d+/(\d+)$", response.headers.get("Content-Range", ""))
+    return int(match[1]) if match and response.status == 206 else None
 
 
 def _check_room(folder: Path, missing: int) -> None:

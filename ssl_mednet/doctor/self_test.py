@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import tempfile
 import threading
@@ -17,6 +19,7 @@ from ssl_mednet.errors import UserError
 
 STEPS, BATCH, IMAGES = 8, 32, 200
 WORST_AUROC = 0.6  # phantoms of five modalities are told apart far better than this, by chance it is 0.5
+WORLD = re.compile(r"((LOCAL_|GROUP_|NODE_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT))$|SLURM_|TORCHELASTIC_")
 RECIPE: dict[str, Any] = {
     "name": "doctor",
     "data": {"source": f"phantoms:gray?n={IMAGES}", "channels": "gray", "image_size": 32},
@@ -30,7 +33,7 @@ RECIPE: dict[str, Any] = {
 
 def self_test() -> list[Check]:
     """Pretraining, resuming and evaluation; a part that fails is named, and those that need it are left out."""
-    with tempfile.TemporaryDirectory(prefix="ssl-mednet-doctor-") as work:
+    with tempfile.TemporaryDirectory(prefix="ssl-mednet-doctor-") as work, _alone():
         checks = []
         for part in (_pretraining, _resuming, _evaluation):
             try:
@@ -42,6 +45,15 @@ def self_test() -> list[Check]:
             if checks[-1].state == "fail":
                 break
         return checks
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Without the variables of launchers: within a job of several processes the test is still one process alone."""
+    with mock.patch.dict(os.environ):
+        for name in [name for name in os.environ if WORLD.match(name)]:
+            del os.environ[name]
+        yield
 
 
 def _pretraining(work: Path) -> Check:

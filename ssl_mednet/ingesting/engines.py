@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from itertools import chain, islice
 from typing import Any
+from urllib.parse import urlsplit
 
 from ssl_mednet.errors import IngestError, did_you_mean
 from ssl_mednet.ingesting.chunks import Chunk, Job
@@ -21,6 +23,7 @@ from ssl_mednet.ingesting.hands import give_back, take_hand, work_safely
 from ssl_mednet.ingesting.rows import Record, write_rows
 
 _ATTEMPTS = 10  # times that a cluster may lose the worker of one task
+_KNOCK = 5.0  # seconds that a cluster may take to accept a connection
 Engine = Callable[[Job, Iterator[Chunk], int, str], Iterator[Record]]
 
 
@@ -94,6 +97,16 @@ def _loky(job: Job, chunks: Iterator[Chunk], workers: int, address: str) -> Iter
             give_back(hand)
 
 
+def _knock(kind: str, address: str) -> None:
+    """Refuse a host and port where nobody listens: Ray tries such an address for minutes."""
+    try:
+        where = urlsplit(address if "://" in address else f"//{address}")
+        if where.hostname and where.port and where.scheme in ("", "ray", "tcp", "tls"):
+            socket.create_connection((where.hostname, where.port), _KNOCK).close()
+    except (OSError, ValueError) as error:
+        raise IngestError(f"no {kind} cluster answers at {address}", str(error)) from error
+
+
 def _ray(job: Job, chunks: Iterator[Chunk], workers: int, address: str) -> Iterator[Record]:
     try:
         import ray
@@ -101,6 +114,7 @@ def _ray(job: Job, chunks: Iterator[Chunk], workers: int, address: str) -> Itera
         raise IngestError("the engine ray is not installed", 'pip install "ssl-mednet[ray]"') from error
     ours = not ray.is_initialized()
     if ours:
+        _knock("Ray", address)
         where: dict[str, Any] = {"address": address} if address else {"num_cpus": workers, "address": "local"}
         try:
             ray.init(**where, include_dashboard=None if address else False, log_to_driver=False)
@@ -123,6 +137,7 @@ def _dask(job: Job, chunks: Iterator[Chunk], workers: int, address: str) -> Iter
         from distributed import wait as wait_for
     except ImportError as error:
         raise IngestError("the engine dask is not installed", 'pip install "ssl-mednet[dask]"') from error
+    _knock("Dask", address)
     with dask.config.set({"distributed.scheduler.allowed-failures": _ATTEMPTS}):
         try:
             cluster = None if address else LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)

@@ -129,8 +129,15 @@ def with_length(recipe: Recipe, images: int) -> Recipe:
 
 
 def device_kind(recipe: Recipe) -> str:
-    """Where a recipe trains: ``"cuda"``, ``"mps"`` or ``"cpu"``."""
+    """Where a recipe trains: ``"cuda"``, ``"mps"`` or ``"cpu"``.
+
+    Raises:
+        RecipeError: this machine does not have it.
+    """
     wanted = {"gpu": "cuda"}.get(recipe.train.device, recipe.train.device)
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(wanted, True):
+        raise RecipeError(f"train.device={recipe.train.device}: torch finds none here", "train.device=auto or cpu")
     if wanted != "auto":
         return wanted
     if torch.cuda.is_available():

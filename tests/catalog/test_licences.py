@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_mednet.catalog.licences import CLASSES, Level, Verdict, classify, roll_up
+from ssl_mednet.catalog.licences import CLASSES, Level, Verdict, classify, doubt, roll_up
 
 KNOWN = [
     "CC0-1.0", "PDDL-1.0", "MIT", "Apache-2.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "ODbL-1.0",
@@ -31,7 +31,11 @@ COUNTS = st.dictionaries(st.sampled_from(KNOWN), st.integers(0, 10**6))
         ("custom:SUN research DUA", "nc"),
         ("custom:", "unknown"),
         ("", "unknown"),
-        ("CC BY 4.0", "unknown"),  # no SPDX identifier: whoever writes one down writes it right
+        ("cc-by-4.0", "permissive"),
+        ("CC BY 4.0", "permissive"),
+        ("CC0", "permissive"),
+        ("odbl-1.0", "share-alike"),
+        ("cc-by", "unknown"),
     ],
 )
 def test_a_licence_has_the_strictest_class_that_fits(licence: str, expected: str) -> None:
@@ -74,6 +78,19 @@ def test_the_rows_that_forbid_something_are_named_with_their_number() -> None:
     assert "custom:BIMCV-DUA" in text
     assert "unknown licence: find it before publishing (4 images: none stated)" in text
     assert verdict.rows == {"permissive": 7, "share-alike": 0, "nc": 1200, "custom": 30, "unknown": 4}
+
+
+def test_spellings_of_one_licence_are_one() -> None:
+    verdict = roll_up({"CC-BY-SA-4.0": 2, "cc by-sa 4.0": 3, "odbl-1.0": 0})
+    assert verdict.publish == "CC-BY-SA-4.0"
+    assert "share alike (5 images: CC-BY-SA-4.0)" in verdict.conditions
+
+
+def test_a_licence_that_says_nothing_is_doubted() -> None:
+    assert [doubt(known) for known in ("", "mit", "custom:own words", "CC BY 4.0")] == [""] * 4
+    assert "did you mean 'CC-BY-NC-4.0'?" in doubt("cc-by-nc")
+    assert "did you mean 'Apache-2.0'?" in doubt("Apache 2")
+    assert "custom:WORDS" in doubt("zzz")
 
 
 def test_negative_counts_are_refused() -> None:

@@ -164,7 +164,10 @@ def test_caps_take_at_most_what_is_there(name: str, part: dict, images: int) -> 
         ("pet: 0.5", "pet: 0.6", "add up to 1.1"),
         ("pet: 0.5", "fundus: 0.5", "'fundus' is no gray modality"),
         ("name: small", "nam: small", "did you mean 'name'"),
-        ("name: small", "name: [", "is no YAML"),
+        ("name: small", "name: [", "is not YAML"),
+        ("name: small", "name: &x {a: *x}", "an alias"),
+        ("parts:", "parts: [{catalog: busi}]\nparts:", "duplicate key parts"),
+        ("{catalog: mura}", "{catalog: kermany_cxr}", "parts.1: kermany_cxr is listed twice"),
         ("size: 100", "size: 0", "store.size"),
     ],
 )

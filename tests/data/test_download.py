@@ -31,7 +31,8 @@ class Server(http.server.ThreadingHTTPServer):
     """Serves one content at every path, each request as the next step of ``plan`` says.
 
     Steps: ``("cut", n)`` closes the connection after n bytes, ``("stall", n)`` goes silent after them, ``("status",
-    code)``, ``("redirect", url)``, ``("late", event)`` answers when the event is set; without a step: as it should be.
+    code)``, ``("redirect", url)``, ``("short", n)`` sends n bytes of the range that
+    was asked for and says so, ``("late", event)`` answers when the event is set; without a step: as it should be.
     """
 
     daemon_threads = True
@@ -40,6 +41,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.ranges = CONTENT, True
         self.plan: list[tuple] = []
+        self.retry_after = "7"
         self.asked: list[str | None] = []  # the Range header of each request
         self.over = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}/file.npz"
@@ -59,7 +61,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             value.wait(20)
         if step in ("status", "redirect"):
             self.send_response(value if step == "status" else 302)
-            self.send_header("Retry-After" if step == "status" else "Location", "7" if step == "status" else value)
+            self.send_header(
+                "Retry-After" if step == "status" else "Location", server.retry_after if step == "status" else value
+            )
             self.end_headers()
             return
         if step == "stall" and value == 0:
@@ -72,11 +76,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(416)
             self.end_headers()
             return
+        end = first + value if step == "short" else len(content)
         self.send_response(206 if server.ranges and server.asked[-1] else 200)
-        self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - first))
+        self.send_header("Content-Range", f"bytes {first}-{end - 1}/{len(content)}")
+        self.send_header("Content-Length", str(end - first))
         self.end_headers()
-        self.wfile.write(content[first : first + value] if step in ("cut", "stall") else content[first:])
+        self.wfile.write(content[first : first + value] if step in ("cut", "stall") else content[first:end])
         if step == "stall":
             self.wfile.flush()
             server.over.wait(20)
@@ -164,6 +169,47 @@ def test_a_server_without_ranges_starts_over(server: Server, tmp_path: Path) -> 
     target = fetch(server.url, tmp_path / "file.npz", md5=MD5, quiet=True)
     assert server.asked == [None, "bytes=1000000-"]
     assert target.read_bytes() == CONTENT
+
+
+def test_a_server_may_send_shorter_ranges_than_it_is_asked_for(server: Server, tmp_path: Path) -> None:
+    server.plan = [("cut", 1_000_000)] + [("short", 200_000)] * 8
+    target = fetch(server.url, tmp_path / "file.npz", md5=MD5, quiet=True)
+    assert server.asked == [None, *(f"bytes={n}-" for n in range(1_000_000, 2_800_000, 200_000))]
+    assert target.read_bytes() == CONTENT
+    assert left(tmp_path) == {"file.npz"}
+
+
+def test_a_page_in_place_of_the_rest_costs_nothing(server: Server, tmp_path: Path) -> None:
+    part = tmp_path / "file.npz.part"
+    part.write_bytes(CONTENT[:2_000_000])
+    server.content, server.ranges = b"<html>log in</html>", False
+    with pytest.raises(DataError, match="wrong MD5"):
+        fetch(server.url, tmp_path / "file.npz", md5=MD5, quiet=True)
+    server.plan = [("cut", 5)] * 9
+    with pytest.raises(DataError, match="cut after"):
+        fetch(server.url, tmp_path / "file.npz", md5=MD5, quiet=True)
+    assert left(tmp_path) == {"file.npz.part"}
+    server.content, server.ranges, server.plan = CONTENT, True, []
+    assert fetch(server.url, tmp_path / "file.npz", md5=MD5, quiet=True).read_bytes() == CONTENT
+    assert server.asked[-1] == "bytes=2000000-"
+    assert left(tmp_path) == {"file.npz"}
+
+
+@pytest.mark.parametrize("url", ["http://h/données", "http://[::1", "http://a..b/x", "http://h:x/"])
+def test_an_address_that_is_none_is_told(url: str, server: Server, tmp_path: Path) -> None:
+    for ask in (lambda: fetch(url, tmp_path / "x", md5=MD5, quiet=True), lambda: read_url(url)):
+        with pytest.raises(DataError, match="is no "):
+            ask()
+    if url.isascii():
+        server.plan = [("redirect", url)]
+        with pytest.raises(DataError, match="is no "):
+            fetch(server.url, tmp_path / "x", md5=MD5, quiet=True)
+
+
+def test_a_wait_that_is_no_number_is_not_heeded(server: Server, tmp_path: Path, waits: list[float]) -> None:
+    server.plan, server.retry_after = [("status", 503)], "²"
+    assert fetch(server.url, tmp_path / "file.npz", md5=MD5, quiet=True).read_bytes() == CONTENT
+    assert waits == [1.0]
 
 
 @pytest.mark.parametrize(

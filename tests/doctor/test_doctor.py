@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -67,12 +68,51 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "private" not in check.said
 
 
-def test_the_self_test_pretrains_resumes_and_evaluates() -> None:
+def test_addresses_are_shown_without_who_asks_and_what_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_MEDNET_MEDMNIST_URL", "https://me:hunter2@mirror.org/medmnist?sig=hunter3#hunter4")
+    monkeypatch.setenv("TORCH_HOME", "/data/a?b@c")
+    (check,) = checks.environment()
+    assert "SSL_MEDNET_MEDMNIST_URL=https://mirror.org/medmnist," in check.said
+    assert "TORCH_HOME=/data/a?b@c" in check.said
+    assert "hunter" not in check.said
+
+
+def test_what_the_package_set_itself_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LANCE_LOG", os.environ["LANCE_LOG"])
+    assert "LANCE_LOG" not in checks.environment()[0].said
+    monkeypatch.setenv("LANCE_LOG", "debug")
+    assert "LANCE_LOG=debug" in checks.environment()[0].said
+
+
+def test_every_extra_is_listed_with_what_it_is_for_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    extras = set(metadata.metadata(checks.DISTRIBUTION).get_all("Provides-Extra") or ())
+    assert set(checks.OPTIONAL) == extras - {"dev"}
+    monkeypatch.setattr(checks, "_loads", lambda module: module != "onnxscript")
+    check = checks.engines()[-1]
+    assert (check.said, check.advice) == (
+        "ray, dask, idc, imagenet", "export --format onnx: pip install 'ssl-mednet[onnx]'"
+    )  # fmt: skip
+
+
+def test_pages_of_files_in_a_container_count_as_free(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("900000\n")
+    (tmp_path / "memory.stat").write_text("anon 100000\ninactive_file 700000\nactive_file 50000\n")
+    assert checks._memory(tmp_path) == (800_000.0, 1_000_000.0)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert checks._memory(tmp_path)[1] > 1_000_000
+
+
+def test_the_self_test_pretrains_resumes_and_evaluates(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As within a job of two processes, where it would wait for the other.
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
     found = self_test.self_test()
     assert [(check.name, check.state) for check in found] == [
         ("pretraining", "ok"), ("resuming", "ok"), ("evaluation", "ok")
     ]  # fmt: skip
     assert "img/s" in found[0].said
+    assert os.environ["WORLD_SIZE"] == "2"
 
 
 def test_a_self_test_that_breaks_names_the_part_and_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from ingest_helpers import TrapSource, numbers, same_content, write_pictures
 
 from ssl_mednet.data.corpus import CorpusSpec
 from ssl_mednet.data.schema import WORK
-from ssl_mednet.errors import DataError
+from ssl_mednet.errors import DataError, IngestError
 from ssl_mednet.ingesting.engines import ENGINES
 from ssl_mednet.ingesting.run import Way, ingest, ingest_opened
 
@@ -87,3 +88,15 @@ def test_an_engine_that_is_not_installed_says_what_to_install(
     with pytest.raises(DataError, match=rf"pip install \"ssl-mednet\[{engine}\]\""):
         ingest("phantoms:gray?n=3", tmp_path / "out", engine=engine, quiet=True)
     assert engine in ENGINES
+
+
+@pytest.mark.parametrize("engine", ["ray", "dask"])
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "tcp://localhost:{}", "localhost:x{}", "no-such-host.invalid:{}"])
+def test_an_address_where_nobody_listens_is_told_at_once(engine: str, address: str, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = address.format(probe.getsockname()[1])
+    began = time.monotonic()
+    with pytest.raises(IngestError, match=f"no {engine.capitalize()} cluster answers at {address}"):
+        ingest("phantoms:gray?n=3", tmp_path / "corpus", engine=engine, address=address, quiet=True)
+    assert time.monotonic() - began < 20

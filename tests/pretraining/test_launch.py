@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from ssl_mednet.errors import RecipeError, UserError
+from ssl_mednet.pretraining.build import processes_wanted
 from ssl_mednet.pretraining.launch import ProcessDied, launch
 from ssl_mednet.pretraining.world import World, first_host, given_world, own_worlds, speaks
+from ssl_mednet.schema import Recipe
 
 TWO = [World(rank, 2, rank, 2) for rank in range(2)]
 
@@ -183,3 +185,11 @@ def test_several_nodes_without_a_launcher_need_to_know_their_number() -> None:
     worlds = own_worlds(2, 2, {"MASTER_ADDR": "h0", "NODE_RANK": "1"})
     assert worlds == [World(2, 4, 0, 2, "h0", 29500), World(3, 4, 1, 2, "h0", 29500)]
     assert not speaks({"NODE_RANK": "1"})
+
+
+@pytest.mark.parametrize("device", ["cuda", "gpu", "mps"])
+def test_a_device_that_is_not_there_is_told(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(RecipeError, match=f"train.device={device}: torch finds none here"):
+        processes_wanted(Recipe.model_validate({"train": {"device": device}}))
