@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from ssl_mednet.data.schema import FORMAT, LABELS, LOCK, QUARANTINE, TAG, WORK, CorpusSpec, is_corpus, read_meta
+from ssl_mednet.data.schema import FORMAT, LOCK, CorpusSpec, is_corpus, read_meta
 from ssl_mednet.data.sources import Source, TreeSource, open_sources
 from ssl_mednet.errors import DataError, IngestError
-from ssl_mednet.imaging.modality import CHANNEL_COUNT
-from ssl_mednet.imaging.modality import modality as known_modality
 from ssl_mednet.ingesting.again import worth_another_try
+from ssl_mednet.ingesting.checks import check, check_folder, disk_errors
 from ssl_mednet.ingesting.chunks import Chunk, Job, Origin, chunks
 from ssl_mednet.ingesting.commit import Ingest, commit, read_quarantine, write_quarantine
 from ssl_mednet.ingesting.engines import run
@@ -31,7 +27,6 @@ from ssl_mednet.progress import Progress
 
 STORE_SIZE = 256  # pixels: twice what the largest shipped recipe looks at
 TIMEOUT = 120.0  # seconds
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _GROUPS_DIFFER = (
     f"no key was given (${KEY}), so the groups of this ingest cannot be matched to those of other corpora or ingests"
 )
@@ -134,58 +129,6 @@ def ingest(
     return ingest_opened(opened, Path(out).expanduser().absolute(), spec, source, licence, way, quiet)
 
 
-def check(spec: CorpusSpec, timeout: float) -> None:
-    """Refuse what a user cannot mean.
-
-    Raises:
-        DataError: the message says what is allowed.
-    """
-    if spec.channels not in CHANNEL_COUNT:
-        raise DataError(f"channels is gray or color, not {spec.channels!r}")
-    if spec.modality:
-        known_modality(spec.modality)
-    if not 0 <= spec.quality <= 100:
-        raise DataError(f"quality is 1 to 100, or 0 for lossless, not {spec.quality}")
-    if spec.store_size < 8:
-        raise DataError(f"the longest side is 8 pixels or more, not {spec.store_size}")
-    if spec.mpp <= 0 or spec.tile < 16 or spec.max_tiles < 0:
-        raise DataError("slides: microns per pixel are above 0, tiles have 16 pixels or more, at most 0 (all) or more")
-    if spec.labels not in LABELS:
-        raise DataError(f"labels are one of {', '.join(LABELS)}, not {spec.labels!r}")
-    if spec.group_field.startswith("path:"):
-        try:
-            re.compile(spec.group_field.removeprefix("path:"))
-        except re.error as error:
-            raise DataError(f"--group {spec.group_field}: is no regular expression: {error}") from error
-    if spec.group_field.startswith(TAG):
-        from ssl_mednet.imaging.readers.tags import parse_tag  # it brings pydicom
-
-        parse_tag(spec.group_tag)
-    if timeout <= 0:
-        raise DataError(f"the timeout is a time above 0, not {timeout:g} s")
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse to make a corpus among files that are not its own.
-
-    A folder may be there that is empty (hidden files and ``lost+found`` do not count), or that an ingest has begun.
-
-    Raises:
-        IngestError: it holds something else, lies in a corpus, or cannot be looked at.
-    """
-    with _disk_errors(folder, every=True):
-        if is_corpus(folder):
-            return
-        if folder.is_dir() and not (folder / WORK).exists() and not (folder / LOCK).exists():
-            names = (path.name for path in folder.iterdir())
-            if found := next((name for name in names if not name.startswith(".") and name != "lost+found"), ""):
-                raise IngestError(
-                    f"{folder}: is no corpus and not empty (it holds {found})", "name a new folder as --out"
-                )
-        if inside := next((above for above in folder.resolve().parents if is_corpus(above)), None):
-            raise IngestError(f"{folder}: lies in the corpus {inside}", "name a folder outside of it as --out")
-
-
 def ingest_opened(
     sources: list[Source],
     folder: Path,
@@ -208,9 +151,9 @@ def ingest_opened(
     key = given or hashlib.sha256(f"groups\n{said}".encode()).digest()
     identity = f"{FORMAT}\n{said}\n{spec}\n{origins}\n{keyed_hash(key, 'identity')}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:24]
-    with _disk_errors(folder):
+    with disk_errors(folder):
         check_folder(folder)
-        with _disk_errors(folder, every=True):
+        with disk_errors(folder, every=True):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / LOCK).touch()
         with FileLock(folder / LOCK):
@@ -338,24 +281,3 @@ def _nothing(sources: list[Source], records: list[Record]) -> DataError:
     return DataError(
         f"{spec}: none of its {len(rejected)} files can be used, most often because: {reason}", f"for example {path}"
     )
-
-
-@contextmanager
-def _disk_errors(folder: Path, every: bool = False) -> Iterator[None]:
-    """A full disk, or one that may not be written, as what it is; the reason may come from Rust, as a text.
-
-    Args:
-        every: whatever the system says, it says of this folder.
-    """
-    try:
-        yield
-    except OSError as error:
-        text = str(error)
-        if error.errno in _FULL or "os error 28" in text or "os error 122" in text:
-            hint = f"what was there before is untouched; free some space and run it again to go on (see {QUARANTINE})"
-            raise IngestError(f"{folder}: the disk is full", hint) from error
-        if every or error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST) or "os error 13" in text:
-            raise IngestError(
-                f"{folder}: cannot be written ({error.strerror or text})", "name another --out"
-            ) from error
-        raise

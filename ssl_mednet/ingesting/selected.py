@@ -11,7 +11,8 @@ from ssl_mednet.catalog.selection import Selection, is_selection, prepare, resol
 from ssl_mednet.catalog.source import open_selection
 from ssl_mednet.data.schema import CorpusSpec
 from ssl_mednet.errors import DataError
-from ssl_mednet.ingesting.run import STORE_SIZE, Summary, Way, check, check_folder, ingest, ingest_opened
+from ssl_mednet.ingesting.checks import check, check_folder
+from ssl_mednet.ingesting.run import STORE_SIZE, Summary, Way, ingest, ingest_opened
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ssl_mednet.data.sources import shards
 from ssl_mednet.data.sources.base import SPLITS, Item, PhantomIndex, Source, parse_spec
-from ssl_mednet.data.sources.files import ArchiveSource, FileSource, FolderSource, TreeSource, npz_label
+from ssl_mednet.data.sources.files import ArchiveSource, FileSource, FolderSource, npz_label
 from ssl_mednet.data.sources.mixed import MixedSource
 from ssl_mednet.data.sources.phantom import PHANTOM_LABELS, PhantomSource
+from ssl_mednet.data.sources.tree import TreeSource
 from ssl_mednet.errors import DataError, UnreadableImage, did_you_mean
 from ssl_mednet.imaging.readers import archive, is_image_name, passed_over
 
