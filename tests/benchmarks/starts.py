@@ -4,7 +4,7 @@
 
 One draw of ``--shots`` training images a class and at most 600 of val: one half chooses the epoch (and the strength of
 the probe), the other is scored. A setting is ``key=value,key=value`` of ``finetune.*``; ``head`` is ``probe`` (the
-start of the protocol ``linear_then_finetune``), ``calibrated`` (its logits over its temperature on val) or ``none`` (zero).
+start of the protocol ``linear_then_finetune``), ``calibrated`` (logits over its temperature on val) or ``none`` (zero).
 """
 
 from __future__ import annotations
