@@ -24,7 +24,7 @@ from ssl_mednet.classifying.operating import decided_by_others, operating_point,
 from ssl_mednet.classifying.unlike import Unlike
 from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.errors import RecipeError, did_you_mean
-from ssl_mednet.evaluation.bench import Bench, Job, Outcome
+from ssl_mednet.evaluation.bench import Bench, Job, Outcome, find_device
 from ssl_mednet.evaluation.classifier import Classifier, build_classifier
 from ssl_mednet.evaluation.finetune import finetune as train
 from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
@@ -126,13 +126,12 @@ def finetune(
         hint = did_you_mean(protocol, PROTOCOLS) or f"auto, {', '.join(PROTOCOLS)}"
         raise RecipeError(f"--protocol {protocol}: no such way to make a classifier", hint)
     plan = load_suite(None, str(data), list(overrides or []))
-    base = open_base(str(weights), channels, plan.image_size)
+    device, base = find_device(plan.device), open_base(str(weights), channels, plan.image_size)
     kind = base.weights.preprocessing.channels
     section = plan.sets[0].model_copy(update={"convert": convert, "modality": modality})
     side = max(plan.store_size, base.weights.preprocessing.image_size)
     plan = plan.model_copy(update={"sets": [section], "store_size": side})
     task = open_set(section, kind, plan, quiet)
-    device = torch.device(plan.device if plan.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     bench = Bench(base.weights, task, plan, device, quiet)
     labelled = len(task.splits["train"]) + len(task.splits["val"])
     if protocol == "auto":

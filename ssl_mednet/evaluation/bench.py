@@ -15,6 +15,7 @@ import torch
 
 from ssl_mednet.augment.corruptions import SEVERITIES, corruptions_of
 from ssl_mednet.data.labelled import LabelledSet
+from ssl_mednet.errors import RecipeError
 from ssl_mednet.evaluation.features import Corruption, extract
 from ssl_mednet.evaluation.subsets import balanced
 from ssl_mednet.evaluation.suite import Suite
@@ -138,3 +139,21 @@ def register_protocol(name: str, counts: str, *options: str, **more: bool) -> Ca
         return run
 
     return add
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name: ``"auto"`` is a GPU of CUDA where there is one, ``"gpu"`` too, ``"cuda:1"`` the second.
+
+    Raises:
+        RecipeError: torch knows no such device, or this machine has none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device("cuda" if name == "gpu" else name)
+    except RuntimeError as error:
+        raise RecipeError(f"device={name}: torch knows no such device", "auto, cpu, cuda, cuda:1, mps") from error
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= there.get(device.type, 0):
+        raise RecipeError(f"device={name}: torch finds none here", "device=auto or cpu")
+    return device

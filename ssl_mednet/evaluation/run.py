@@ -23,7 +23,7 @@ from ssl_mednet.backbones.artifact import Preprocessing
 from ssl_mednet.data.corpus import CorpusSpec
 from ssl_mednet.data.labelled import LabelledSet, open_labelled, task_names
 from ssl_mednet.errors import ArtifactError, DataError, RecipeError, UserError
-from ssl_mednet.evaluation.bench import PROTOCOLS, Bench, Job
+from ssl_mednet.evaluation.bench import PROTOCOLS, Bench, Job, find_device
 from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
 from ssl_mednet.evaluation.leaks import count_copies
 from ssl_mednet.evaluation.results import COMPARISONS, RESULTS, Row, Store, compare, make_row, row_key
@@ -79,7 +79,7 @@ def evaluate(
     names = list(dict.fromkeys([*map(str, weights), *plan.baselines]))
     if not names:
         raise RecipeError("nothing to evaluate", "--weights RUN, or --weights random:resnet18")
-    device = torch.device(plan.device if plan.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device(plan.device)
     channels = channels_of(names)
     folder = Path(out) if out else Path("results") / plan.name
     store = Store(folder)

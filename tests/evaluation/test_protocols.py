@@ -18,10 +18,10 @@ from ssl_mednet import evaluate
 from ssl_mednet.augment.corruptions import SEVERITIES, corruptions_of
 from ssl_mednet.data.corpus import Corpus, CorpusSpec
 from ssl_mednet.data.labelled import LabelledSet, open_labelled
-from ssl_mednet.errors import DataError
+from ssl_mednet.errors import DataError, RecipeError
 from ssl_mednet.evaluation import bench as bench_module
 from ssl_mednet.evaluation import protocols as protocols_module
-from ssl_mednet.evaluation.bench import PROTOCOLS, Bench, Job, Outcome, register_protocol
+from ssl_mednet.evaluation.bench import PROTOCOLS, Bench, Job, Outcome, find_device, register_protocol
 from ssl_mednet.evaluation.finetune import Finetuned
 from ssl_mednet.evaluation.subsets import few_shot, fraction
 from ssl_mednet.evaluation.suite import Suite
@@ -201,3 +201,11 @@ def test_a_protocol_of_ones_own_stands_in_a_suite(tmp_path: Path) -> None:
         PROTOCOLS._items.pop("always_first")
     assert row["metrics"]["accuracy"]["value"] == pytest.approx(0.2)
     assert row["per_class"]["recall"] == {"ct": 1, "mri": 0, "pet": 0, "ultrasound": 0, "xray": 0}
+
+
+@pytest.mark.parametrize(("name", "says"), [("gpu", "finds none"), ("cuda:7", "finds none"), ("cpuu", "knows no such")])
+def test_a_device_that_is_not_there_is_told(name: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert find_device("cpu") == torch.device("cpu")
+    with pytest.raises(RecipeError, match=f"device={name}: torch {says}"):
+        find_device(name)
