@@ -251,7 +251,6 @@ def _ends(model: nn.Module) -> dict[str, Any]:
     """Where timm puts a new classifier, and what it changes for other channels: the names of these layers, if known."""
     known = getattr(model, "pretrained_cfg", None) or {}
     ends = {key: known[key] for key in ("classifier", "first_conv") if known.get(key)}
-    there = {name for name, _ in model.named_modules()}
-    if not {ends.get("first_conv")} <= there:  # the small stem has one of its own
+    if ends.get("first_conv") not in dict(model.named_modules()):  # the small stem has one of its own
         ends.pop("first_conv", None)
     return ends
