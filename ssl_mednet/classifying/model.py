@@ -172,5 +172,10 @@ def load_model(path: str | Path) -> Model:
             raise KeyError(", ".join(missing))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ArtifactError(f"{folder}: cannot be read: {type(error).__name__}: {error}") from error
-    reference = load_backbone(folder / REFERENCE) if tuned else None
-    return Model(folder, load_backbone(folder / BACKBONE), weight, bias, unlike, about, reference)
+    reference = _load_net(folder / REFERENCE) if tuned else None
+    return Model(folder, _load_net(folder / BACKBONE), weight, bias, unlike, about, reference)
+
+
+def _load_net(folder: Path) -> nn.Module:
+    """Laid out as while its card was measured."""
+    return load_backbone(folder).to(memory_format=torch.channels_last)

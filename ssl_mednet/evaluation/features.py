@@ -18,7 +18,7 @@ from ssl_mednet.files import replacing
 from ssl_mednet.imaging.batch import ImageBatch
 from ssl_mednet.progress import Progress
 
-FORMAT = 1  # part of the cache key: features computed another way are never read
+FORMAT = 2  # part of the cache key: features computed another way are never read
 _BATCH = 256
 _CHUNK = 4096  # rows a file of the cache holds: what a killed run loses at most
 Corruption = tuple[str, int]  # name and severity

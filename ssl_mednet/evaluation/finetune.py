@@ -178,7 +178,7 @@ class _Run:
                 group["lr"] = peak * factor
             loss = self._step(step, rows)
             total, images = total + loss * len(rows), images + len(rows)
-            progress.advance(1, f"epoch {epoch}, loss {loss:.3f}", self.options.batch_size)
+            progress.advance(1, f"epoch {epoch}, loss {loss:.3f}", self.schedule.mean_batch)
         return total / images, factor
 
     def _step(self, step: int, rows: np.ndarray) -> float:

@@ -47,6 +47,11 @@ class Schedule:
         return math.ceil(self.steps / self._per_epoch)
 
     @property
+    def mean_batch(self) -> float:
+        """Images an update, of the batches of a pass."""
+        return len(self.rows) / len(_batches(self.rows, self.batch_size))
+
+    @property
     def _per_epoch(self) -> int:
         return self.passes * len(_batches(self.rows, self.batch_size))
 

@@ -32,6 +32,7 @@ class Weights:
 
     Args:
         name: what the user called it.
+        model: laid out for convolutions here (channels last), which they are faster in.
         digest: sha256 of its parameters, buffers and structure, on which its features depend.
         architecture: timm's name, or what a baseline computes.
         published: sha256 of the artifact's file of weights, as its model card states it; empty for others.
@@ -43,6 +44,9 @@ class Weights:
     digest: str
     architecture: str
     published: str = ""
+
+    def __post_init__(self) -> None:
+        self.model.to(memory_format=torch.channels_last)
 
     @property
     def random(self) -> bool:

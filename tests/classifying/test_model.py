@@ -43,6 +43,13 @@ def test_an_infinite_bias_is_never_or_certain() -> None:
         assert probabilities([0.0, inf, -inf], temperature, True).tolist() == [0.5, 1, 0]
 
 
+def test_a_model_computes_as_it_was_measured(fitted: Fitted) -> None:
+    """Layers in another layout round otherwise, which tips scores that lie at a threshold."""
+    layers = [m for m in load_model(fitted.folder).backbone.modules() if isinstance(m, nn.Conv2d)]
+    assert len(layers) > 5
+    assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in layers)
+
+
 def test_a_damaged_number_is_not_hidden() -> None:
     assert np.isnan(probabilities([1.0, float("nan")], 1.0, False)).all()
 

@@ -42,3 +42,8 @@ def test_few_rows_are_passed_over_often_and_a_cap_is_a_cap() -> None:
     capped = schedule(50, epochs=3, batch_size=16, max_steps=6)
     assert (capped.steps, capped.epochs) == (6, 2)
     assert [step for step, _ in capped.epoch(2)] == [4, 5]
+
+
+@pytest.mark.parametrize(("n", "size", "mean"), [(64, 16, 16), (100, 64, 50), (33, 16, 16.5), (30, 64, 30)])
+def test_rates_count_the_images_that_there_are(n: int, size: int, mean: float) -> None:
+    assert schedule(n, batch_size=size).mean_batch == mean

@@ -34,6 +34,19 @@ def test_imagenet_weights_know_the_objects_of_imagenet_and_take_gray_images() ->
     assert gray.architecture == "tf_efficientnet_lite0"
 
 
+@pytest.mark.parametrize("spec", ["gray-mednet-tiny", "random:resnet10t", "imagenet:efficientnet_lite0@64"])
+def test_convolutions_work_on_channels_last(spec: str) -> None:
+    """One and a half times as fast on a CPU, and what GPUs want for half precision."""
+    model, seen = only(spec).model, []
+    convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size != (1, 1)]
+    for layer in convolutions:
+        layer.register_forward_hook(lambda _layer, _args, out: seen.append(out))
+    with torch.inference_mode():
+        model(torch.rand(2, 1, 64, 64))
+    assert len(seen) == len(convolutions) > 5
+    assert all(out.is_contiguous(memory_format=torch.channels_last) for out in seen)
+
+
 def test_packaged_weights_are_the_trained_ones() -> None:
     """Batch statistics of a trained net make its features spread alike; a net with mixed-up layers would not."""
     net, _ = imagenet._packaged("imagenet:efficientnet_lite0", "efficientnet_lite0")
