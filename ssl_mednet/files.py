@@ -46,3 +46,10 @@ def write_json(path: Path, content: Any, nan: bool = True) -> None:
         content = json.loads(json.dumps(content), parse_constant=lambda _: None)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=nan) + "\n")
+
+
+def with_nan(figures: Any) -> Any:
+    """Figures as they were before :func:`write_json` wrote them without: null is NaN, a figure that is not defined."""
+    if isinstance(figures, dict):
+        return {key: with_nan(value) for key, value in figures.items()}
+    return float("nan") if figures is None else figures

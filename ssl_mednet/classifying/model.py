@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ssl_mednet.backbones.artifact import CARD, Preprocessing, load_backbone, sha256
 from ssl_mednet.classifying.unlike import Unlike
 from ssl_mednet.errors import ArtifactError, UserError
-from ssl_mednet.files import write_json
+from ssl_mednet.files import with_nan, write_json
 
 FORMAT = 1
 MODEL, HEAD, BACKBONE, REFERENCE, RESULTS = "model.json", "head.safetensors", "backbone", "reference", "results"
@@ -136,13 +136,6 @@ def write_head(folder: Path, weight: Tensor, bias: Tensor, unlike: Unlike, about
     write_json(folder / MODEL, said, nan=False)
 
 
-def _with_nan(figures: Any) -> Any:
-    """Figures as they were before they were written: null is NaN, a figure that is not defined."""
-    if isinstance(figures, dict):
-        return {key: _with_nan(value) for key, value in figures.items()}
-    return float("nan") if figures is None else figures
-
-
 def is_model(path: str | Path) -> bool:
     """Whether there is the folder of a classifier."""
     return (Path(path).expanduser() / MODEL).is_file()
@@ -160,7 +153,7 @@ def load_model(path: str | Path) -> Model:
         raise ArtifactError(f"{path}: {'holds no ' + MODEL if folder.exists() else 'no such folder'}", hint)
     try:
         about = json.loads((folder / MODEL).read_text())
-        about |= {key: _with_nan(about[key]) for key in ("metrics", "operating_point") if key in about}
+        about |= {key: with_nan(about[key]) for key in ("metrics", "operating_point") if key in about}
         if about["format"] != FORMAT:
             raise ArtifactError(f"{folder}: has the layout {about['format']}, this version reads {FORMAT}")
         if sha256(folder / HEAD) != about["head_sha256"]:

@@ -14,10 +14,9 @@ import numpy as np
 
 from ssl_mednet.augment.corruptions import SEVERITIES
 from ssl_mednet.data.labelled import LabelledSet
-from ssl_mednet.errors import UserError
 from ssl_mednet.evaluation.bench import PROTOCOLS, Bench, Job, Outcome
 from ssl_mednet.evaluation.weights import identity
-from ssl_mednet.files import replacing, write_json
+from ssl_mednet.files import replacing, with_nan, write_json
 from ssl_mednet.probe import (
     METRICS,
     Metric,
@@ -189,14 +188,14 @@ class Store:
         if not path.is_file() or not (self.folder / PREDICTIONS / f"{key}.npz").is_file():
             return None
         try:
-            return dict(json.loads(path.read_text()))
-        except ValueError:
+            return _read(json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError):
             return None  # not ours, or damaged: it is made again
 
     def put(self, row: Row, arrays: dict[str, np.ndarray]) -> None:
         with replacing(self.folder / PREDICTIONS / f"{row['key']}.npz") as path, path.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        write_json(self.folder / "rows" / f"{row['key']}.json", row)
+        write_json(self.folder / "rows" / f"{row['key']}.json", row, nan=False)
 
     def resampled(self, row: Row, metric: str) -> Resampled:
         with np.load(self.folder / row["predictions"], allow_pickle=False) as arrays:
@@ -204,17 +203,8 @@ class Store:
         return Resampled(row["metrics"][metric]["value"], draws, math.isnan(row["metrics"][metric]["low"]))
 
 
-def load_results(path: Path) -> list[Row]:
-    """Rows of a ``results.json``.
-
-    Raises:
-        UserError: it is not there or not JSON.
-    """
-    try:
-        rows = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    return list(rows)
+def _read(row: Row) -> Row:
+    return row | {"metrics": with_nan(row["metrics"])}
 
 
 def compare(rows: list[Row], store: Store) -> list[dict[str, Any]]:

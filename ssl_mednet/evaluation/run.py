@@ -80,27 +80,29 @@ def evaluate(
     if not names:
         raise RecipeError("nothing to evaluate", "--weights RUN, or --weights random:resnet18")
     device = find_device(plan.device)
-    channels = channels_of(names)
+    told = channels_of(names) if plan.channels == "auto" else plan.channels
     folder = Path(out) if out else Path("results") / plan.name
     store = Store(folder)
     rows: list[Row] = []
     failed: dict[str, UserError] = {}
     for section, name in zip(plan.sets, task_names([s.source for s in plan.sets]), strict=True):
-        kind = channels if section.channels == "auto" else section.channels
+        kind = (told or "gray") if section.channels == "auto" else section.channels
         try:
             loaded = list(load_weights(names, kind, plan.image_size, plan.seeds[0]))
             task = open_set(section, kind, plan, quiet, max(w.preprocessing.image_size for w in loaded))
         except (ArtifactError, DataError) as error:
+            if not told and section.channels == "auto" and "convert=true" in error.message:
+                error.hint = f"channels=color evaluates on color images as they are; {error.hint}"
             failed[section.source] = error
             log.warning("%s is left out: %s", section.source, error)
             continue
         rows += _evaluate_set(replace(task, name=name), loaded, names, plan, store, device, quiet)
-        write_json(folder / RESULTS, rows)
+        write_json(folder / RESULTS, rows, nan=False)
     if not rows:
         raise next(iter(failed.values()))
     comparisons = compare(rows, store)
-    write_json(folder / RESULTS, rows)
-    write_json(folder / COMPARISONS, comparisons)
+    write_json(folder / RESULTS, rows, nan=False)
+    write_json(folder / COMPARISONS, comparisons, nan=False)
     write_json(folder / RUN, session(_command(names, suite, data, plan, overrides or []), plan, began))
     return Results(rows, folder / RESULTS, comparisons, {k: str(e) for k, e in failed.items()})
 

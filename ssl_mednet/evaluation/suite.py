@@ -20,7 +20,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 class SetSection(Section):
     source: str = Field(description="labelled set: zip, folder, npz, medmnist:NAME or phantoms; relative to the root")
-    channels: Literal["gray", "color", "auto"] = Field("auto", description="auto: those of the first weights")
+    channels: Literal["gray", "color", "auto"] = Field("auto", description="auto: those of the suite")
     convert: bool = Field(False, description="turn images of the other kind (gray, color) into this one")
     modality: str = Field("", description="of images that do not say their own")
     ordinal: bool = Field(False, description="classes have an order, so that quadratic kappa says something")
@@ -33,6 +33,9 @@ class Suite(Section):
     root: str = Field("", description="folder that relative sources are looked up in; environment variables work")
     size: int = Field(28, description="for sources that come in several sizes, as medmnist:NAME?size=${size}")
     sets: list[SetSection] = Field(min_length=1)
+    channels: Literal["gray", "color", "auto"] = Field(
+        "auto", description="of the images; auto: those of the first weights that were made for one kind, else gray"
+    )
     baselines: list[str] = Field([], description="weights that are always compared too: random:NAME, imagenet:NAME")
     protocols: list[str] = Field(["knn", "linear"], min_length=1, description="see `ssl-mednet list protocols`")
     labels: list[Fraction] = Field([1.0], min_length=1, description="shares of the training labels")

@@ -96,11 +96,11 @@ def load_weights(specs: list[str], channels: str, image_size: int | None, seed: 
 
 
 def channels_of(specs: list[str]) -> str:
-    """The kind of images that the first artifact was made for; ``"gray"`` where there is none."""
+    """The kind of images that the first artifact was made for; empty where there is none."""
     for spec in specs:
         if not _special(spec):
             return str(read_config(find_artifact(spec))["ssl_mednet"]["preprocessing"]["channels"])
-    return "gray"
+    return ""
 
 
 def state_hash(model: nn.Module) -> str:

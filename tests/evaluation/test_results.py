@@ -14,6 +14,7 @@ from ssl_mednet import evaluate
 from ssl_mednet.errors import DataError
 from ssl_mednet.evaluation import features as features_module
 from ssl_mednet.evaluation import protocols as protocols_module
+from ssl_mednet.evaluation.results import Store
 from ssl_mednet.evaluation.run import Results
 from ssl_mednet.evaluation.table import show
 from ssl_mednet.probe import METRICS, paired_bootstrap
@@ -77,6 +78,28 @@ def test_pairs_are_compared_on_the_same_resamples(results: Results) -> None:
     assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-4)
     assert found["verdict"] == expected.verdict
     assert json.loads((results.path.parent / "comparisons.json").read_text()) == results.comparisons
+
+
+def test_what_is_not_defined_is_null_in_the_file_and_nan_in_the_row(tmp_path: Path) -> None:
+    """One patient in the test split: no interval; bare NaN in the file would stop every reader but Python's."""
+    nan, store = float("nan"), Store(tmp_path)
+    row = {"key": "one", "labels": None, "metrics": {"auroc": {"value": 0.5, "low": nan, "high": nan}}}
+    store.put(row, {"resampled_auroc": np.full(3, nan)})
+    kept = json.loads((tmp_path / "rows" / "one.json").read_text(), parse_constant=pytest.fail)
+    assert kept["metrics"]["auroc"] == {"value": 0.5, "low": None, "high": None}
+    again = store.get("one")
+    assert again is not None
+    assert again["labels"] is None
+    np.testing.assert_equal(again["metrics"], row["metrics"])
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"metrics": 1'])
+def test_what_holds_no_metrics_is_no_row(text: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put({"key": "one", "metrics": {}}, {})
+    assert store.get("one") is not None
+    (tmp_path / "rows" / "one.json").write_text(text)
+    assert store.get("one") is None
 
 
 def test_sets_of_one_name_are_not_taken_for_one(tmp_path: Path) -> None:
