@@ -249,7 +249,7 @@ def test_sets_of_the_other_kind_are_turned_into_the_kind_of_the_weights(tmp_path
     """Color images under a net for gray ones: refused one by one, unless the user says ``convert=true``."""
     folder = pictures(tmp_path / "set", 60, 32, 3)
     said = ["protocols=[linear]", "gallery=0"]
-    with pytest.raises(DataError, match=r"convert=true.*\(channels=color evaluates on color images as they are; for ex"):
+    with pytest.raises(DataError, match=r"convert=true.*\(channels=color evaluates on color images as they are; "):
         evaluate(["random:test_resnet"], data=folder, out=tmp_path / "a", overrides=said, quiet=True)
     said.append("convert=true")
     rows = evaluate(["random:test_resnet"], data=folder, out=tmp_path / "b", overrides=said, quiet=True).rows
