@@ -175,7 +175,7 @@ def _by_val(bench: Bench, protocol: str) -> _Fit:
         result = train(bench.weights, task, rows, options, seed=seed, head=probe, or_start=protocol == BOTH, **where)  # type: ignore[arg-type]
         assert isinstance(result.classifier, Classifier)
         classifier, scores = result.classifier, result.scores
-        chosen, more = {"epoch": result.best_epoch, "note": result.note}, {"history": result.history}
+        chosen, more = result.chosen, {"history": result.history}
         net = classifier.backbone
         bench = replace(bench, weights=replace(bench.weights, model=net, digest=state_hash(net)), _features={})
     outcome = Outcome(scores["test"], len(bench.labels("train")), scores["val"], chosen=chosen, more=more)

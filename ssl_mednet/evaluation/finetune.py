@@ -1,15 +1,15 @@
-"""Fine-tuning: backbone and linear head trained together on labelled rows; the best epoch is chosen on val."""
+"""Fine-tuning: backbone and linear head trained together on labelled rows; epoch and rate are chosen on val."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -24,7 +24,7 @@ from ssl_mednet.evaluation.schedule import Schedule
 from ssl_mednet.methods import View
 from ssl_mednet.probe.linear import LinearProbe
 from ssl_mednet.probe.metrics import auroc
-from ssl_mednet.progress import Progress
+from ssl_mednet.progress import Progress, warn
 from ssl_mednet.schema import Recipe, Section, Share
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ _SCORED = 256  # images scored at once
 _DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
+Rate = Annotated[float, Field(gt=0)]
+
+
 class FinetuneSection(Section):
     """How a backbone is fine-tuned."""
 
@@ -41,7 +44,7 @@ class FinetuneSection(Section):
     min_steps: int = Field(200, ge=0, description="few rows are passed over several times an epoch to reach these")
     max_steps: int | None = Field(None, ge=1, description="most updates of a run, for small machines")
     optimizer: str = Field("adamw", description="any optimizer of timm")
-    lr: float = Field(3e-3, gt=0, description="peak learning rate, of the head")
+    lr: Rate | list[Rate] = Field(3e-3, description="peak learning rate, of the head; of several the best on val")
     layer_decay: float = Field(0.75, gt=0, le=1, description="factor on the rate from a layer to the one below")
     weight_decay: float = Field(0.05, ge=0, description="not on norms, biases, tokens and positions")
     batch_size: int = Field(64, ge=2, description="images per update")
@@ -57,6 +60,17 @@ class FinetuneSection(Section):
     class_weights: bool = Field(False, description="rare classes count more: inverse frequency")
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where it is fast")
 
+    @field_validator("lr")
+    @classmethod
+    def _one_at_least(cls, lr: float | list[float]) -> float | list[float]:
+        if lr == []:
+            raise ValueError("holds no rate")
+        return lr
+
+    @property
+    def rates(self) -> list[float]:
+        return self.lr if isinstance(self.lr, list) else [self.lr]
+
 
 @dataclass(frozen=True)
 class Finetuned:
@@ -67,6 +81,7 @@ class Finetuned:
         scores: probabilities ``[N, K]`` float64 of the rows of ``"val"`` and ``"test"``, by that classifier.
         best_epoch: that of the highest macro AUROC on val, and of those the lowest loss there. From 1; 0 is the start.
         history: of each epoch: epoch, loss, val_loss, val_auroc, lr (of the head at its last update); of 0 val alone.
+        lr: the peak rate; of several the one whose best epoch was best on val, by the same rule.
         note: what a report must say about the choice; empty where there is nothing.
     """
 
@@ -74,7 +89,13 @@ class Finetuned:
     scores: dict[str, np.ndarray]
     best_epoch: int
     history: list[dict[str, float]]
+    lr: float
     note: str = ""
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What val decided, for a row of results."""
+        return {"epoch": self.best_epoch, "lr": self.lr, "note": self.note}
 
 
 def finetune(
@@ -109,9 +130,22 @@ def finetune(
     if len(rows["train"]) < 2 or not len(rows["val"]) or not len(rows["test"]):
         counts = ", ".join(f"{len(r)} {split}" for split, r in rows.items())
         raise DataError(f"{task.name}: {counts} rows", "fine-tuning needs two of train, and one of val and of test")
-    with torch.random.fork_rng():
-        torch.manual_seed(stable_hash(seed, "finetune"))
-        return _Run(weights, task, rows, options, seed, device, head).result(quiet, or_start)
+    best: _Run | None = None
+    for lr in options.rates:
+        with torch.random.fork_rng():
+            torch.manual_seed(stable_hash(seed, "finetune"))
+            run = _Run(weights, task, rows, options, lr, seed, device, head)
+            try:
+                run.train(quiet, or_start)
+            except ArtifactError as error:
+                if best is None and lr == options.rates[-1]:
+                    raise
+                warn(f"{error.message}; the other rates go on")
+                continue
+        if best is None or run.best.value > best.best.value:
+            best = run
+    assert best is not None
+    return best.result()
 
 
 class _Run:
@@ -123,12 +157,14 @@ class _Run:
         task: LabelledSet,
         rows: dict[str, np.ndarray],
         options: FinetuneSection,
+        lr: float,
         seed: int,
         device: torch.device,
         head: LinearProbe | None,
     ) -> None:
         self.name, self.preprocessing = Path(weights.name).name or weights.name, weights.preprocessing
         self.task, self.rows, self.options, self.seed, self.device = task, rows, options, seed, device
+        self.lr, self.best, self.history = lr, _Best(), list[dict[str, float]]()
         self.schedule = Schedule.of(rows["train"], options, seed)
         self.classifier = build_classifier(weights.model, self._whole(rows["train"][:1]), len(task.classes), head)
         pre, view = weights.preprocessing, View(scale=(options.min_crop, 1.0))
@@ -138,7 +174,7 @@ class _Run:
         self.optimizer = create_optimizer(
             self.classifier,
             options.optimizer,
-            options.lr,
+            lr,
             options.weight_decay,
             layer_decay=options.layer_decay,
             key="finetune.optimizer",
@@ -150,20 +186,22 @@ class _Run:
         self.dtype = _dtype(options.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
-    def result(self, quiet: bool, or_start: bool) -> Finetuned:
-        """Train, keep the best epoch, and let it score the test rows: once."""
-        history: list[dict[str, float]] = []
-        best = _Best()
+    def train(self, quiet: bool, or_start: bool) -> None:
+        """All epochs; the best is kept."""
         if or_start:
-            history.append({"epoch": 0} | self._offer(0, best))
-        with Progress(f"fine-tuning {self.name}", self.schedule.steps, "img", quiet) as progress:
+            self.history.append({"epoch": 0} | self._offer(0))
+        rate = f", rate {self.lr:g}" if len(self.options.rates) > 1 else ""
+        with Progress(f"fine-tuning {self.name}{rate}", self.schedule.steps, "img", quiet) as progress:
             for epoch in range(1, self.schedule.epochs + 1):
                 loss, factor = self._train(epoch, progress)
-                line = {"epoch": epoch, "loss": loss, "lr": self.options.lr * factor}
-                history.append(line | self._offer(epoch, best))
+                self.history.append({"epoch": epoch, "loss": loss, "lr": self.lr * factor} | self._offer(epoch))
+
+    def result(self) -> Finetuned:
+        """The best epoch scores the test rows: once."""
+        best = self.best
         self.classifier.load_state_dict(best.state)
-        test = probabilities(self._logits(self.rows["test"]), self.task.multilabel)
-        return Finetuned(self.classifier.eval(), {"val": best.scores, "test": test}, best.epoch, history, best.note)
+        scores = {"val": best.scores, "test": probabilities(self._logits(self.rows["test"]), self.task.multilabel)}
+        return Finetuned(self.classifier.eval(), scores, best.epoch, self.history, self.lr, best.note)
 
     def _train(self, epoch: int, progress: Progress) -> tuple[float, float]:
         """One epoch; its mean loss, and the factor on the rates at its end."""
@@ -199,14 +237,14 @@ class _Run:
         self.scaler.update()
         return value
 
-    def _offer(self, epoch: int, best: _Best) -> dict[str, float]:
+    def _offer(self, epoch: int) -> dict[str, float]:
         """Score val, offer the classifier as it is now, and say the loss without class weights and the macro AUROC."""
         rows, multilabel = self.rows["val"], self.task.multilabel
         logits = self._logits(rows)
         scores = probabilities(logits, multilabel)
         loss = build_loss(None, multilabel)(logits, self._targets(rows)).item()
         value = auroc(self.task.labels[rows], scores)
-        best.offer(epoch, value, loss, scores, self.classifier)
+        self.best.offer(epoch, value, loss, scores, self.classifier)
         return {"val_loss": loss, "val_auroc": value}
 
     @torch.inference_mode()
@@ -227,7 +265,7 @@ class _Run:
         return torch.from_numpy(self.task.labels[rows]).long().to(self.device)
 
     def _diverged(self, what: str) -> ArtifactError:
-        hint = f"finetune.lr={self.options.lr / 10:g} may be stable, finetune.precision=float32 too"
+        hint = f"finetune.lr={self.lr / 10:g} may be stable, finetune.precision=float32 too"
         return ArtifactError(f"{self.name} on {self.task.name}: fine-tuning diverged, {what}", hint)
 
 

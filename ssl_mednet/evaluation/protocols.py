@@ -173,7 +173,11 @@ def finetune_all(bench: Bench, job: Job) -> Outcome:
 
 @register_protocol("linear_then_finetune", "labels", "finetune", frozen=False)
 def linear_then_finetune(bench: Bench, job: Job) -> Outcome:
-    """As ``finetune``, from the head of the linear probe (Kumar et al. 2022, arXiv 2202.10054)."""
+    """As ``finetune``, from the head of the linear probe (Kumar et al. 2022, arXiv 2202.10054).
+
+    An untrained net starts from a new head, as ``finetune`` does: the statistics of its batch normalisation are of
+    nothing and move at once, away from the head of a probe, whose loss is then in the hundreds.
+    """
     return _finetune(bench, job, from_probe=True)
 
 
@@ -186,7 +190,7 @@ def few_shot_finetune(bench: Bench, job: Job) -> Outcome:
 def _finetune(bench: Bench, job: Job, from_probe: bool) -> Outcome:
     subset = _draw(bench, job, draw=job.seed, seed=bench.suite.seed)
     rows = {**bench.task.splits, "train": bench.task.splits["train"][subset]}
-    head = full_probe(bench, subset) if from_probe else None
+    head = full_probe(bench, subset) if from_probe and not bench.weights.random else None
     result = finetune(
         bench.weights,
         bench.task,
@@ -197,6 +201,6 @@ def _finetune(bench: Bench, job: Job, from_probe: bool) -> Outcome:
         quiet=bench.quiet,
         head=head,
     )
-    chosen = {"epoch": result.best_epoch, "note": result.note} | ({"head_strength": head.strength} if head else {})
+    chosen = result.chosen | ({"head_strength": head.strength} if head else {})
     scores, more = result.scores, {"history": result.history}
     return Outcome(scores["test"], len(subset), scores["val"], chosen=chosen, more=more)

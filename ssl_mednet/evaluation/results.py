@@ -81,7 +81,7 @@ def make_row(bench: Bench, job: Job, outcome: Outcome, key: str) -> tuple[Row, d
         row |= outcome.more | {"per_class": _per_class(task, targets, outcome.scores)}
     row["metrics"] = {name: asdict(r.interval()) for name, r in resampled.items()}
     arrays = {
-        "scores": outcome.scores.astype(np.float32),
+        "scores": outcome.scores,  # float64: in half of it the surest ones tie, and AUROC is another
         "targets": targets,
         "rows": test,
         "groups": task.groups[test],

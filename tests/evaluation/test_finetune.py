@@ -229,6 +229,33 @@ def test_the_start_is_kept_where_no_epoch_is_better_and_left_where_one_is(
         assert (np.abs(result.scores["test"] - expected).max() < 1e-4) == (best == 0)
 
 
+def test_of_several_rates_the_best_on_val_is_taken_and_nothing_else_changes(
+    task: LabelledSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, scored = weights_of("random:test_resnet"), []
+    logits = module._Run._logits
+    monkeypatch.setattr(module._Run, "_logits", lambda run, rows: scored.append(len(rows)) or logits(run, rows))
+    alone = {lr: run(weights, task, lr=lr) for lr in (1e-9, 1e-2)}
+    best = {lr: max(line["val_auroc"] for line in result.history) for lr, result in alone.items()}
+    assert best[1e-2] > best[1e-9]
+    del scored[:]
+    for rates in ([1e-9, 1e-2], [1e-2, 1e-9]):
+        result = run(weights, task, lr=rates)
+        assert result.lr == result.chosen["lr"] == 1e-2
+        assert result.history == alone[1e-2].history
+        np.testing.assert_array_equal(result.scores["test"], alone[1e-2].scores["test"])
+    assert scored.count(len(task.splits["test"])) == 2  # by the winner of each
+
+
+def test_a_rate_that_diverges_does_not_end_the_others(task: LabelledSet, capsys: pytest.CaptureFixture[str]) -> None:
+    said: dict[str, Any] = {"optimizer": "momentum", "clip": 0.0}
+    assert run(weights_of("random:test_vit"), task, lr=[1e20, 1e-4], **said).lr == 1e-4
+    assert "fine-tuning diverged" in capsys.readouterr().err
+    assert run(weights_of("random:test_vit"), task, lr=[1e-4, 1e20], **said).lr == 1e-4
+    with pytest.raises(ArtifactError, match="fine-tuning diverged"):
+        run(weights_of("random:test_vit"), task, lr=[1e19, 1e20], **said)
+
+
 def test_val_of_one_class_chooses_by_its_loss_and_says_so(task: LabelledSet) -> None:
     val = task.splits["val"]
     rows = {**task.splits, "val": val[task.labels[val] == 0]}
@@ -390,8 +417,11 @@ def test_a_run_that_diverges_stops_and_says_where(task: LabelledSet) -> None:
     assert "finetune.lr=1e+19" in error.value.hint
 
 
+_RATES: list[dict[str, Any]] = [{"lr": 0}, {"lr": []}, {"lr": [1e-3, -1e-3]}, {"learning_rate": 1}]
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"lr": 0}, {"batch_size": 1}, {"layer_decay": 0}, {"epochs": 0}, {"min_crop": 0}, {"learning_rate": 1}]
+    "wrong", [*_RATES, {"batch_size": 1}, {"layer_decay": 0}, {"epochs": 0}, {"min_crop": 0}], ids=str
 )
 def test_options_have_bounds(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

@@ -129,8 +129,8 @@ def test_few_labels_are_fine_tuned_on_the_draw_that_the_probe_has(
     monkeypatch.setattr(protocols_module, "finetune", spied)
     said = {"finetune": {"max_steps": 3, "precision": "float32"}}
     suite = Suite.model_validate({"sets": [{"source": TASK}], **said})
-    weights = next(load_weights(["random:resnet10t"], "gray", 32, 0))
-    bench = Bench(weights, task, suite, torch.device("cpu"), True)
+    untrained = next(load_weights(["random:resnet10t"], "gray", 32, 0))
+    bench = Bench(replace(untrained, name="runs/trained"), task, suite, torch.device("cpu"), True)
     outcomes = [PROTOCOLS.get("few_shot_finetune").run(bench, Job("few_shot_finetune", None, 2, s)) for s in (0, 1)]
     draws = [few_shot(bench.labels("train"), 2, draw=number, seed=0) for number in (0, 1)]
     assert used == [task.splits["train"][rows].tolist() for rows in draws]
@@ -138,6 +138,19 @@ def test_few_labels_are_fine_tuned_on_the_draw_that_the_probe_has(
     assert outcomes[0].val_scores is not None
     assert "head_strength" in outcomes[0].chosen
     assert not np.allclose(outcomes[0].scores, outcomes[1].scores)
+
+
+@pytest.mark.parametrize("protocol", ["linear_then_finetune", "few_shot_finetune"])
+def test_an_untrained_net_starts_from_a_new_head(protocol: str, task: LabelledSet) -> None:
+    """The statistics that a probe on it was fitted with move at once: the loss began in the hundreds."""
+    suite = Suite.model_validate({"sets": [{"source": TASK}], "finetune": {"max_steps": 2, "precision": "float32"}})
+    weights = next(load_weights(["random:resnet10t"], "gray", 32, 0))
+    shots = {"shots": 5, "labels": None} if protocol.startswith("few") else {"shots": None, "labels": 0.2}
+    outcome = PROTOCOLS.get(protocol).run(
+        Bench(weights, task, suite, torch.device("cpu"), True), Job(protocol, seed=0, **shots)
+    )
+    assert "head_strength" not in outcome.chosen
+    assert outcome.more["history"][0]["loss"] < 2 * np.log(5)
 
 
 def test_hyper_parameters_are_chosen_without_test_rows(task: LabelledSet) -> None:

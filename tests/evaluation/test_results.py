@@ -43,6 +43,7 @@ def test_the_figures_are_those_of_scikit_learn_on_the_kept_scores(results: Resul
     kept = arrays_of(results, row)
     said = kept["scores"].argmax(axis=1)
     assert row["metrics"]["auroc"]["value"] == pytest.approx(roc_auc_score(kept["targets"], kept["scores"][:, 1]))
+    assert kept["scores"].dtype == np.float64  # as they were: what rounds to 1 would tie
     balanced = balanced_accuracy_score(kept["targets"], said)
     assert row["metrics"]["balanced_accuracy"]["value"] == pytest.approx(balanced)
     recall = np.diag(confusion_matrix(kept["targets"], said, normalize="true"))
