@@ -1,9 +1,14 @@
 """The linear probe: L2 logistic regression on frozen features, the whole path of strengths in one solve.
 
 For a strength ``C`` the objective is scikit-learn's, ``C * sum_i loss_i + 0.5 * ||W||^2`` with the bias free, on
-features standardised with the mean and deviation of the training rows. The loss is the multinomial one (multi-class;
+features standardised with the mean and a moderated deviation of the training rows. The loss is the multinomial one (multi-class;
 two classes are one logistic column, as in scikit-learn) or one logistic a label (multi-label). A small ``C`` is a
 strong regularisation.
+
+The deviation of a feature over a few rows is mostly chance, and dividing by it blows up features that hardly moved. Each
+variance is therefore moderated: averaged with the geometric mean of all variances, as if that had been seen in
+``PRIOR_ROWS`` more rows (the posterior variance of Smyth 2004, doi 10.2202/1544-6115.1027, equation 3, with fixed prior
+degrees of freedom). Over thousands of rows that is the plain deviation.
 
 All strengths share the features, so one matrix product serves all of them in every round of :mod:`.lbfgs`. The features
 are rotated to their principal axes first: ``||W||`` does not change, rows fewer than columns cost only their rank, and
@@ -26,6 +31,7 @@ from ssl_mednet.probe.lbfgs import minimise
 from ssl_mednet.probe.metrics import auroc
 
 DEFAULT_STRENGTHS = tuple(float(c) for c in np.logspace(-6, 2, 25))
+PRIOR_ROWS = 100  # chosen on val splits: eval/README.md
 CHUNK = 4096  # rows whose logits are held at once, for the cache and for memory
 # exp(-60) is nothing beside a gradient of 1e-8, and its products with features are still normal floats: weak
 # regularisation makes probabilities of 1e-40, and a CPU multiplies denormal numbers ten times more slowly.
@@ -221,10 +227,14 @@ def _spread(weight: Array, bias: Array, y: Array, fitted: Array, num_classes: in
 
 
 def _standard(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation ``[D]`` in float64; a feature that is constant up to rounding has deviation 1."""
-    std, mean = torch.std_mean(x, dim=0, correction=0)
-    constant = std <= 1e-6 * mean.abs().clamp(min=torch.finfo(torch.float32).tiny)
-    return mean, torch.where(constant, 1.0, std)
+    """Mean and moderated deviation ``[D]`` in float64; a feature that is constant up to rounding has deviation 1."""
+    variance, mean = torch.var_mean(x, dim=0, correction=0)
+    constant = variance.sqrt() <= 1e-6 * mean.abs().clamp(min=torch.finfo(torch.float32).tiny)
+    if constant.all():
+        return mean, torch.ones_like(mean)
+    typical = variance[~constant].log().mean().exp()
+    moderated = (len(x) * variance + PRIOR_ROWS * typical) / (len(x) + PRIOR_ROWS)
+    return mean, torch.where(constant, 1.0, moderated.sqrt())
 
 
 def _principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
