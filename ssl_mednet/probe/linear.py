@@ -1,13 +1,13 @@
 """The linear probe: L2 logistic regression on frozen features, the whole path of strengths in one solve.
 
 For a strength ``C`` the objective is scikit-learn's, ``C * sum_i loss_i + 0.5 * ||W||^2`` with the bias free, on
-features standardised with the mean and a moderated deviation of the training rows. The loss is the multinomial one (multi-class;
-two classes are one logistic column, as in scikit-learn) or one logistic a label (multi-label). A small ``C`` is a
-strong regularisation.
+features standardised with the mean and a moderated deviation of the training rows. The loss is the multinomial one
+(multi-class; two classes are one logistic column, as in scikit-learn) or one logistic a label (multi-label). A small
+``C`` is a strong regularisation.
 
-The deviation of a feature over a few rows is mostly chance, and dividing by it blows up features that hardly moved. Each
-variance is therefore moderated: averaged with the geometric mean of all variances, as if that had been seen in
-``PRIOR_ROWS`` more rows (the posterior variance of Smyth 2004, doi 10.2202/1544-6115.1027, equation 3, with fixed prior
+The deviation of a feature over a few rows is mostly chance, and dividing by it blows up features that hardly moved.
+Each variance is therefore moderated: averaged with the geometric mean of all variances, as if that had been seen in
+``PRIOR_ROWS`` more rows (in form the posterior variance of Smyth 2004, doi 10.2202/1544-6115.1027, with fixed prior
 degrees of freedom). Over thousands of rows that is the plain deviation.
 
 All strengths share the features, so one matrix product serves all of them in every round of :mod:`.lbfgs`. The features

@@ -182,7 +182,7 @@ def test_standardisation_is_of_train_alone():
 
 
 def test_features_that_hardly_moved_in_a_few_rows_do_not_drown_the_others():
-    """ReLU features are often near zero: over a few rows their deviation is chance, and divided by it they are noise."""
+    """ReLU features are often near zero: over a few rows their deviation is chance, divided by it they are noise."""
     rng = np.random.default_rng(0)
 
     def drawn(n):
