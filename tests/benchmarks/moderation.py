@@ -4,7 +4,7 @@
 
 For every set of both suites, the tiny net, the untrained one and ImageNet's at 96 px: macro AUROC on at most 600 val
 images of probes on 1, 5, 10 and 50 labels a class and on 10 %, mean of three draws of the labels, at the best strength,
-for so many prior rows (``ssl_mednet.probe.linear.PRIOR_ROWS``; 0 is plain standardisation). Test images are not touched.
+for so many prior rows (``ssl_mednet.probe.linear.PRIOR_ROWS``; 0: plain standardisation). Test images are not touched.
 """
 
 from __future__ import annotations
