@@ -29,7 +29,7 @@ from ssl_mednet.evaluation.leaks import count_copies
 from ssl_mednet.evaluation.results import COMPARISONS, RESULTS, Row, Store, compare, make_row, row_key
 from ssl_mednet.evaluation.suite import SetSection, Suite, load_suite, locate
 from ssl_mednet.evaluation.weights import Weights, channels_of, load_weights, short_name
-from ssl_mednet.files import write_json
+from ssl_mednet.files import check_folder, write_json
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
 from ssl_mednet.progress import Progress
 
@@ -79,9 +79,10 @@ def evaluate(
     names = list(dict.fromkeys([*map(str, weights), *plan.baselines]))
     if not names:
         raise RecipeError("nothing to evaluate", "--weights RUN, or --weights random:resnet18")
+    folder = Path(out) if out else Path("results") / plan.name
+    check_folder(folder)
     device = find_device(plan.device)
     told = channels_of(names) if plan.channels == "auto" else plan.channels
-    folder = Path(out) if out else Path("results") / plan.name
     store = Store(folder)
     rows: list[Row] = []
     failed: dict[str, UserError] = {}
