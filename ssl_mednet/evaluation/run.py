@@ -31,7 +31,7 @@ from ssl_mednet.evaluation.suite import SetSection, Suite, load_suite, locate
 from ssl_mednet.evaluation.weights import Weights, channels_of, load_weights, short_name
 from ssl_mednet.files import check_folder, write_json
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
-from ssl_mednet.progress import Progress
+from ssl_mednet.progress import Progress, warn
 
 RUN = "run.json"
 MAJORITY = "majority"
@@ -123,7 +123,10 @@ def open_set(section: SetSection, channels: str, plan: Suite, quiet: bool, seen:
     """A set of a suite, as images of these channels, kept no smaller than the side that nets see, in pixels."""
     convert = section.convert or plan.convert
     spec = CorpusSpec(channels, max(plan.store_size, seen), modality=section.modality, convert=convert)
-    return open_labelled(locate(section.source, plan.root), spec, quiet, ordinal=section.ordinal)
+    task = open_labelled(locate(section.source, plan.root), spec, quiet, ordinal=section.ordinal)
+    if task.left_out:
+        warn(f"{section.source}: {task.left_out}")
+    return task
 
 
 def _evaluate_set(
