@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -60,7 +61,7 @@ def finetune(
     page = report([made.folder / "results"], made.folder / "report.html", tables=False)[0]
     print(f"model:  {made.folder}")
     print(f"report: {page}")
-    print(f"next:   ssl-mednet predict --model {made.folder} FILES... --out predictions.csv")
+    print(f"next:   ssl-mednet predict --model {shlex.quote(str(made.folder))} FILES... --out predictions.csv")
 
 
 @app.command()
