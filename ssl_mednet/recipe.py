@@ -89,7 +89,7 @@ def read_yaml(
 
 
 def _forget_other_method(config: Any, given: Any) -> None:
-    """Another method than that of the file begins with its own settings, not with those that the file has for its own."""
+    """Another method than that of the file begins with its own settings, not those in the file."""
     was, named = (one.get("method") for one in (config, given))
     if OmegaConf.is_dict(was) and OmegaConf.is_dict(named) and named.get("name", was.get("name")) != was.get("name"):
         config.method = {}
