@@ -19,6 +19,7 @@ from ssl_mednet.augment.views import resize
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.draws import Draws
 from ssl_mednet.errors import UserError
+from ssl_mednet.files import check_file
 from ssl_mednet.imaging.modality import BY_CODE
 from ssl_mednet.methods import METHODS
 from ssl_mednet.pretraining.build import build_views, recipe_corpus, recipe_rows
@@ -70,6 +71,7 @@ def preview(
     path = Path(out).expanduser()
     if path.suffix not in (".html", ".png"):
         raise UserError(f"{path}: a preview is an .html page or a .png picture", "choose --out preview.html")
+    check_file(path)
     said = list(overrides or [])
     if data is not None:
         said.append(f"data.source='{data}'")

@@ -39,6 +39,10 @@ class IngestError(DataError):
     """What stops an ingest whatever its sources are: where it writes to, or the engine that does the work."""
 
 
+class WriteError(DataError):
+    """A file or folder that cannot be written."""
+
+
 class ArtifactError(UserError):
     """Weights that are missing, broken, or do not fit the data they are asked to see."""
 

@@ -2,12 +2,60 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from ssl_mednet.errors import WriteError
+
+ANOTHER = "name another --out"
+
+
+@contextmanager
+def write_errors(path: Path, hint: str = ANOTHER) -> Iterator[None]:
+    """What the system says while ``path`` is written, in one line that names it.
+
+    Raises:
+        WriteError: it said something.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written ({error.strerror or error})", hint) from error
+
+
+def try_writing(folder: Path) -> None:
+    """Make something in a folder, or in the nearest one above it that is there, and take it away again.
+
+    Raises:
+        OSError: that cannot be done.
+    """
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with TemporaryDirectory(prefix=".", dir=above):
+        pass
+
+
+def check_folder(path: Path, hint: str = ANOTHER) -> None:
+    """Refuse a folder that cannot be made or written into, before the work; nothing is left behind.
+
+    Raises:
+        WriteError: so it is.
+    """
+    with write_errors(path, hint):
+        try_writing(path)
+
+
+def check_file(path: Path, hint: str = ANOTHER) -> None:
+    """As :func:`check_folder`, of a file that is to be written or replaced."""
+    with write_errors(path, hint):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        try_writing(path.parent)
 
 
 @contextmanager

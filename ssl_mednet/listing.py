@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from fnmatch import fnmatch
+from itertools import takewhile
 
-from ssl_mednet.errors import UserError
+from ssl_mednet.errors import UserError, did_you_mean
 
 
 def listing(what: str, pattern: str = "") -> list[str]:
-    """Lines to print; ``what`` is a key of the table below, ``pattern`` a shell pattern for backbones and datasets."""
-    return _aligned(_LISTS[what](pattern))
+    """Lines to print; ``what`` is a key of the table below, ``pattern`` a shell pattern of names.
+
+    Raises:
+        UserError: there is no such list, or nothing in it has such a name.
+    """
+    if what not in KINDS:
+        raise UserError(f"there is no list of {what}", did_you_mean(what, KINDS) or f"one of {', '.join(KINDS)}")
+    rows = KINDS[what](pattern)
+    if pattern and what not in ("backbones", "datasets"):  # which look for it themselves
+        rows = [row for row in rows if fnmatch(row[0], pattern)]
+        if not rows:
+            raise UserError(f"none of the {what} matches {pattern!r}", f"`ssl-mednet list {what}` shows all")
+    return _aligned(rows)
 
 
 def _recipes(pattern: str) -> list[tuple[str, str]]:
@@ -25,8 +39,9 @@ def _shipped(kind: str) -> list[tuple[str, str]]:
 
     rows = []
     for name in list_shipped(kind):  # type: ignore[arg-type]
-        first = (shipped_folder(kind) / name).read_text().partition("\n")[0]  # type: ignore[arg-type]
-        rows.append((name, first.lstrip("# ") if first.startswith("#") else ""))
+        lines = (shipped_folder(kind) / name).read_text().splitlines()  # type: ignore[arg-type]
+        said = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+        rows.append((name, re.split(r"(?<=\.)\s", said)[0]))
     return rows
 
 
@@ -88,7 +103,9 @@ def _weights(pattern: str) -> list[tuple[str, str]]:
 
 
 def _first_line(doc: str | None) -> str:
-    return (doc or "").strip().partition("\n")[0]
+    """The first line of a docstring, without its markup."""
+    line = (doc or "").strip().partition("\n")[0]
+    return re.sub(r"(?::\w+:)?`+~?([^`]+)`+", r"\1", line)
 
 
 def _aligned(rows: list[tuple[str, str]]) -> list[str]:
@@ -96,7 +113,7 @@ def _aligned(rows: list[tuple[str, str]]) -> list[str]:
     return [f"{name:<{width}}  {text}".rstrip() for name, text in rows]
 
 
-_LISTS: dict[str, Callable[[str], list[tuple[str, str]]]] = {
+KINDS: dict[str, Callable[[str], list[tuple[str, str]]]] = {
     "recipes": _recipes,
     "suites": _suites,
     "methods": _methods,

@@ -76,7 +76,9 @@ def read_yaml(
     if not OmegaConf.is_dict(config):
         raise RecipeError(f"{where}: must hold keys and values, not a {type(config).__name__}")
     try:
-        config = OmegaConf.merge(config, OmegaConf.from_dotlist(_check_overrides(overrides or [])))
+        given = OmegaConf.from_dotlist(_check_overrides(overrides or []))
+        _forget_other_method(config, given)
+        config = OmegaConf.merge(config, given)
         content = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, ValueError, YAMLError) as error:
         raise RecipeError(f"{where}: {' '.join(str(error).split())}") from error
@@ -84,6 +86,13 @@ def read_yaml(
     for key, value in content.items():
         _refuse_non_finite(value, f"{where}: {key!s}")
     return where, {str(k): v for k, v in content.items()}
+
+
+def _forget_other_method(config: Any, given: Any) -> None:
+    """Another method than that of the file begins with its own settings, not those in the file."""
+    was, named = (one.get("method") for one in (config, given))
+    if OmegaConf.is_dict(was) and OmegaConf.is_dict(named) and named.get("name", was.get("name")) != was.get("name"):
+        config.method = {}
 
 
 def _refuse_non_finite(value: Any, where: str) -> None:

@@ -34,7 +34,7 @@ def find_shipped(name: str | Path, kind: Kind) -> Path:
     The suffix ``.yaml`` may be left out.
 
     Raises:
-        RecipeError: neither; the message has the nearest shipped name.
+        RecipeError: neither; the message has the nearest shipped name, unless a path into another folder was given.
     """
     given = Path(name).expanduser()
     for candidate in (given, given.with_name(given.name + ".yaml")):
@@ -44,5 +44,9 @@ def find_shipped(name: str | Path, kind: Kind) -> Path:
         if candidate.is_file():
             return candidate
     word = "recipe" if kind == "recipes" else "suite"
-    hint = did_you_mean(given.name, list_shipped(kind)) or f"shipped: {', '.join(list_shipped(kind))}"
-    raise RecipeError(f"{name}: no such {word}", hint)
+    names = list_shipped(kind)
+    if given.parent != Path() and given.parts[0] not in {Path(one).parts[0] for one in names}:
+        raise RecipeError(f"{name}: no such file")
+    raise RecipeError(
+        f"{name}: no such {word}", did_you_mean(given.as_posix(), names) or f"shipped: {', '.join(names)}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from ssl_mednet.cli import expand_several, main
+from ssl_mednet.errors import UserError
 from ssl_mednet.listing import listing
 from ssl_mednet.recipe import load_recipe
 
@@ -138,10 +140,15 @@ def test_a_corpus_is_made_added_to_and_pretrained_on(tmp_path: Path) -> None:
         (["pretrain"], 2, "no recipe given"),
         (["evaluate", "--weights", "nowhere", "--data", "phantoms:gray"], 4, "nowhere: no such folder"),
         (["evaluate", "--data", "phantoms:gray"], 2, "nothing to evaluate"),
+        (["evaluate", "--weights", "random:test_resnet", "--data", "no.zip"], 3, "error: no.zip: no such file"),
+        (["evaluate", "--suite", "gray.yaml", "--weights", "baseline:pixels", "root=x"], 3, "set $SSL_MEDNET_DATA to"),
+        (["evaluate", "--weights", "nowhere", "--data", "phantoms:gray"], 4, "error: nowhere: "),
+        (["pretrain", "--resume", "--out", "nowhere"], 2, "nowhere: there is no run, recipe.yaml is missing"),
         (["finetune", "--data", "phantoms:gray"], 2, "takes one --weights"),
         (["predict", "--model", "nowhere", "x.png"], 4, "nowhere: no such folder"),
         (["export", "nowhere", "--format", "timm", "--out", "x"], 4, "nowhere: no such folder"),
         (["list", "backbones", "*nothing*"], 2, "matches"),
+        (["list", "recipe"], 2, "there is no list of recipe (did you mean 'recipes'?)"),
         (["ingest", "no/such/folder", "--out", "corpus"], 3, "no/such/folder: no such file"),
         (["ingest", "phantoms:gray?n=3", "--out", "corpus", "--engine", "rey"], 3, "did you mean 'ray'"),
         (["ingest", ".", "--out", "corpus", "--per-patient", "1"], 2, "--per-patient is for catalog:ID"),
@@ -166,6 +173,28 @@ def test_options_take_several_values_and_leave_overrides_alone() -> None:
     assert expand_several(["list", "backbones", "*x*"]) == ["list", "backbones", "*x*"]
     phantom = ["pretrain", "--data", "phantoms:gray?n=3", "train.steps=1"]
     assert expand_several(phantom) == phantom
+
+
+def test_help_fits_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = ssl_mednet("list", "--help").stdout
+    assert all(re.search(rf"\b{what}\b", said) for what in ("protocols", "augmentations", "datasets"))
+    said = ssl_mednet("finetune", "--help").stdout
+    assert said.count("Required: ") == 3
+    assert "train.steps" not in said
+    paragraph = said.partition("By default")[2].partition("Examples")[0]
+    assert min(len(line.rstrip()) for line in paragraph.strip().splitlines()[:-1]) > 60  # no line stops early
+
+
+def test_lists_are_plain_sentences_and_heed_a_pattern() -> None:
+    for what in ("recipes", "suites", "protocols", "augmentations"):
+        text = "\n".join(listing(what))
+        assert not re.search(r"(First|Before it):$", text, re.MULTILINE)
+    assert "`" not in "\n".join(listing("protocols") + listing("augmentations"))
+    assert "on 8 H100s (eval/scaling.md)." in listing("recipes", "mednet/gray_vit*")[0]
+    assert [line.split()[0] for line in listing("methods", "sim*")] == ["simclr"]
+    with pytest.raises(UserError, match="none of the methods matches 'x'"):
+        listing("methods", "x")
 
 
 @pytest.mark.parametrize("what", ["recipes", "suites", "methods", "policies", "modalities", "backbones", "datasets"])

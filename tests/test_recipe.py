@@ -95,6 +95,25 @@ def test_a_length_on_the_command_line_replaces_the_one_in_the_file() -> None:
         load_recipe("mae_gray.yaml", ["train.epochs=3", "train.steps=3"])
 
 
+@pytest.mark.parametrize("said", [["method.name=byol"], ["method={name: byol}"], ["method=byol"]])
+def test_another_method_begins_with_its_own_settings(said: list[str]) -> None:
+    own = load_recipe("byol_gray.yaml").method.settings.keys()
+    recipe = load_recipe("simclr_gray.yaml", [*said, "data.source=phantoms:gray"])
+    assert recipe.method.name == "byol"
+    assert recipe.method.settings.keys() >= own
+    assert "temperature" not in recipe.method.settings
+    again = load_recipe("simclr_gray.yaml", ["method.name=simclr", "method.temperature=0.3"])
+    assert again.method.settings == load_recipe("simclr_gray.yaml").method.settings | {"temperature": 0.3}
+
+
+def test_a_path_into_a_folder_is_no_slip_of_a_shipped_name() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("nowhere/simclr_gray.yaml")
+    assert str(caught.value) == "nowhere/simclr_gray.yaml: no such file"
+    with pytest.raises(RecipeError, match=r"no such recipe .*did you mean 'mednet/gray.yaml'"):
+        load_recipe("mednet/grey.yaml")
+
+
 def test_interpolation_works_and_a_missing_key_is_named() -> None:
     content = {
         "data": {"image_size": 32},

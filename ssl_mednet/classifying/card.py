@@ -19,6 +19,7 @@ _SHOWN = {
 def model_readme(name: str, about: dict[str, Any]) -> str:
     """A README for a model folder, from the content of its ``model.json``."""
     weights, data, pre = about["weights"], about["data"], about["preprocessing"]
+    skipped = f"; {data['skipped']} of its files could not be used" if data.get("skipped") else ""
     licences = ", ".join(f"{licence} ({count} images)" for licence, count in data["licences"].items())
     limits = ", ".join(f"{c} from {p:.3f}" for c, p in about["thresholds"].items()) or "the most probable class"
     point = about["operating_point"]
@@ -46,7 +47,7 @@ Tells {", ".join(about["classes"])} apart in {about["channels"]} images ({", ".j
 
 | | |
 | --- | --- |
-| made by | `{about["protocol"]}` on {data["images"]} labelled images of {data["source"]} |
+| made by | `{about["protocol"]}` on {data["images"]} labelled images of {data["source"]}{skipped} |
 | backbone | {weights["weights"]} (`{weights["architecture"]}`, sha256 `{weights["sha256"][:16]}`) |
 | input | {about["channels"]}, {pre["image_size"]} x {pre["image_size"]}, values in [0, 1] |
 | says | {limits} |

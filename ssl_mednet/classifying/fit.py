@@ -30,7 +30,7 @@ from ssl_mednet.evaluation.finetune import finetune as train
 from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
 from ssl_mednet.evaluation.leaks import count_copies
 from ssl_mednet.evaluation.protocols import full_probe
-from ssl_mednet.evaluation.results import COMPARISONS, Row, Store, make_row
+from ssl_mednet.evaluation.results import COMPARISONS, Row, Store, make_row, row_key
 from ssl_mednet.evaluation.results import RESULTS as ROWS
 from ssl_mednet.evaluation.run import RUN, open_set, session
 from ssl_mednet.evaluation.suite import load_suite
@@ -226,10 +226,14 @@ def _frozen(bench: Bench, probe: LinearProbe) -> Classifier:
 def _measure(fit: _Fit, protocol: str, folder: Path, command: str, began: float) -> Row:
     """The row of results, with its predictions and pictures, in a folder that reports can be made from."""
     bench, store = fit.bench, Store(folder)
-    row, arrays = make_row(bench, Job(protocol, 1.0, None, bench.suite.seeds[0]), fit.outcome, key="model")
+    job = Job(protocol, 1.0, None, bench.suite.seeds[0])
+    row, arrays = make_row(bench, job, fit.outcome, key=f"model_{row_key(bench, job)}")
     row["note"] = "; ".join(filter(None, [row["note"], fit.note]))
     row["weights"] = Path(row["weights"]).name or row["weights"]
     row["seconds"] = round(time.time() - began, 1)
+    row["cross_validated"] = fit.cross_validated
+    if fit.fold is not None:
+        row["n_val"] = None  # the folds are of the training images
     store.put(row, arrays)
     (folder / "gallery").mkdir()
     shown = [worst_mistakes(row, folder)]
@@ -272,6 +276,7 @@ def _about(fit: _Fit, base: Base, protocol: str, row: Row) -> dict[str, Any]:
         "data": {
             "source": Path(task.source).name,
             "images": len(used),
+            "skipped": task.corpus.meta["skipped"],
             "fingerprint": task.corpus.meta["fingerprint"],
             "held_out": with_inherited({}, base.held_out),
             "licences": {licence or "not stated": count for licence, count in own.most_common()},

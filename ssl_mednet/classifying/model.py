@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ssl_mednet.backbones.artifact import CARD, Preprocessing, load_backbone, sha256
 from ssl_mednet.classifying.unlike import Unlike
 from ssl_mednet.errors import ArtifactError, UserError
-from ssl_mednet.files import with_nan, write_json
+from ssl_mednet.files import try_writing, with_nan, write_errors, write_json
 
 FORMAT = 1
 MODEL, HEAD, BACKBONE, REFERENCE, RESULTS = "model.json", "head.safetensors", "backbone", "reference", "results"
@@ -95,9 +95,12 @@ def check_room(out: str | Path, overwrite: bool) -> Path:
     """The folder that may be written.
 
     Raises:
-        UserError: something is there already and may not be replaced, or is not all of it a model.
+        UserError: something is there already and may not be replaced, or is not all of it a model; or nothing can be
+            written there.
     """
     folder = Path(out).expanduser().resolve()
+    with write_errors(folder):
+        try_writing(folder.parent)  # where the new one is made
     if folder.is_dir() and not any(folder.iterdir()):
         return folder
     if folder.exists() and not overwrite:

@@ -79,7 +79,8 @@ def _sources(files: Sequence[str | Path], found: Predictions) -> Iterator[Source
         try:
             yield from open_sources(name)
         except (DataError, OSError) as error:
-            found.refused.append((str(name), str(error).removeprefix(f"{name}: ")))
+            said = error.message if isinstance(error, DataError) else str(error)  # its hint is about training data
+            found.refused.append((str(name), said.removeprefix(f"{name}: ")))
 
 
 Named = tuple[str, MedicalImage]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ssl_mednet.classifying.model import Model
-from ssl_mednet.errors import UserError
+from ssl_mednet.files import check_file, write_errors
 from ssl_mednet.progress import warn
 
 SUFFIXES = (".csv", ".json")
@@ -95,16 +94,13 @@ def table(path: Path, model: Model, found: Predictions) -> Iterator[Callable[[Se
     Where the block ends badly that stays, if it has a row, and a warning names it.
 
     Raises:
-        UserError: nothing can be written there.
+        WriteError: nothing can be written there.
     """
     partial, streamed = path.with_name(f"{path.stem}.partial{path.suffix}"), path.suffix == ".csv"
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "is a folder")
+    check_file(path)
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = partial.open("w", encoding="utf-8", newline="")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
     lines = _lines(file)
 
     def add(rows: Sequence[Prediction]) -> None:

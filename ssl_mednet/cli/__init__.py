@@ -7,12 +7,13 @@ import os
 import re
 import sys
 
-from ssl_mednet.cli.app import app
+from ssl_mednet.cli.app import app, unwrap_help
 from ssl_mednet.errors import Hung, UserError
 from ssl_mednet.pretraining.world import speaks
 
 for _verbs in ("training", "evaluation", "use", "corpora", "things"):  # in the order of --help; each adds its verbs
     importlib.import_module(f"ssl_mednet.cli.{_verbs}")
+unwrap_help()
 
 # Options that take several values, as in `--weights RUN random:resnet18`; the parser knows repeated options only.
 _SEVERAL = ("--weights", "--data", "--against", "--compare")

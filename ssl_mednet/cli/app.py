@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated
 
 import typer
@@ -18,10 +19,21 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+_KEYS = "[KEY=VALUE]..."
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the file: train.steps=200")
+    list[str] | None, typer.Argument(metavar=_KEYS, help="Override keys of the recipe: train.steps=200")
+]
+SuiteOverrides = Annotated[
+    list[str] | None, typer.Argument(metavar=_KEYS, help="Override keys of the suite: seed=1 finetune.epochs=5")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+def unwrap_help() -> None:
+    """Take the line ends of the source out of the paragraphs of each verb's help, which the terminal wraps again."""
+    for command in app.registered_commands:
+        paragraphs = inspect.cleandoc(getattr(command.callback, "__doc__", None) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(paragraph.split("\n")) for paragraph in paragraphs)
 
 
 @app.callback()

@@ -9,6 +9,7 @@ import typer
 
 from ssl_mednet.cli.app import Quiet, app
 from ssl_mednet.errors import UserError
+from ssl_mednet.files import check_file
 
 if TYPE_CHECKING:
     from ssl_mednet.ingesting.run import Summary
@@ -186,6 +187,8 @@ def inspect(
     from ssl_mednet.auditing.inspection import inspect as run
     from ssl_mednet.auditing.inspection_page import write_page
 
+    if out is not None:
+        check_file(out)
     found = run(corpus)
     print("\n".join(found.lines()))
     if out is not None:
@@ -211,6 +214,8 @@ def audit(
     """
     from ssl_mednet.auditing.audit import audit as run
 
+    if out is not None:
+        check_file(out)
     report = run(corpus, against, weights, cosine=cosine, quiet=quiet)
     print("\n".join(report.lines()))
     if out is not None:

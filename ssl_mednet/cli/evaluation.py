@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from ssl_mednet.cli.app import Overrides, Quiet, app
+from ssl_mednet.cli.app import Quiet, SuiteOverrides, app
 from ssl_mednet.errors import DataError
 
 
 @app.command()
 def evaluate(
-    overrides: Overrides = None,
+    overrides: SuiteOverrides = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(

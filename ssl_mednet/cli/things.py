@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from ssl_mednet.cli.app import app
-
-
-class What(StrEnum):
-    recipes = "recipes"
-    suites = "suites"
-    methods = "methods"
-    protocols = "protocols"
-    policies = "policies"
-    augmentations = "augmentations"
-    modalities = "modalities"
-    backbones = "backbones"
-    datasets = "datasets"
-    weights = "weights"
+from ssl_mednet.listing import KINDS, listing
 
 
 @app.command("list")
 def list_(
-    what: Annotated[What, typer.Argument(help="What to list.")],
-    pattern: Annotated[str, typer.Argument(help="For backbones and datasets: a pattern, as in '*resnet*'.")] = "",
+    what: Annotated[str, typer.Argument(metavar="WHAT", help=f"{', '.join(KINDS)}.")],
+    pattern: Annotated[str, typer.Argument(help="Names to show, as in '*resnet*'.")] = "",
 ) -> None:
-    """Show what is there: recipes, suites, methods, policies, modalities, backbones, datasets, weights."""
-    from ssl_mednet.listing import listing
-
-    for line in listing(what.value, pattern):
+    """Show what is there, a line on each."""
+    for line in listing(what, pattern):
         print(line)
 
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ssl_mednet.cli.app import Overrides, Quiet, app
+from ssl_mednet.cli.app import Quiet, SuiteOverrides, app
 from ssl_mednet.errors import DataError, UserError
 
 
 @app.command()
 def finetune(
-    overrides: Overrides = None,
+    overrides: SuiteOverrides = None,
     weights: Annotated[
         list[str] | None,
-        typer.Option("--weights", "-w", help="A run, a backbone, a name of `list weights`, imagenet:NAME@SIZE."),
+        typer.Option(
+            "--weights", "-w", help="Required: a run, a backbone, a name of `list weights`, imagenet:NAME@SIZE."
+        ),
     ] = None,
-    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="A labelled set.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the model.")] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Required: a labelled set.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Required: folder of the model.")] = None,
     protocol: Annotated[
         str, typer.Option(help="linear (seconds), finetune, linear_then_finetune (a minute or more); auto.")
     ] = "auto",
@@ -49,7 +52,11 @@ def finetune(
     from ssl_mednet.classifying.fit import finetune as run
     from ssl_mednet.reporting.build import report
 
-    made = run(weights[0], data[0], out, protocol, channels, convert, modality, overrides, overwrite, quiet)
+    try:
+        made = run(weights[0], data[0], out, protocol, channels, convert, modality, overrides, overwrite, quiet)
+    except DataError as error:
+        error.message = error.message.replace("convert=true", "--convert")  # as the option is called here
+        raise
     where = "by cross-validation" if made.cross_validated else f"on {made.row['n']} test images"
     for name in ("auroc", "balanced_accuracy", "ece_calibrated"):
         if name in made.row["metrics"]:
@@ -60,7 +67,7 @@ def finetune(
     page = report([made.folder / "results"], made.folder / "report.html", tables=False)[0]
     print(f"model:  {made.folder}")
     print(f"report: {page}")
-    print(f"next:   ssl-mednet predict --model {made.folder} FILES... --out predictions.csv")
+    print(f"next:   ssl-mednet predict --model {shlex.quote(str(made.folder))} FILES... --out predictions.csv")
 
 
 @app.command()

@@ -19,6 +19,7 @@ import torch
 from ssl_mednet.data.schema import FORMAT, HOW, QUARANTINE, RAW, CorpusSpec, decode, is_corpus, read_meta
 from ssl_mednet.data.sources import SPLITS, open_sources
 from ssl_mednet.errors import DataError
+from ssl_mednet.files import check_folder
 from ssl_mednet.imaging.batch import ImageBatch
 from ssl_mednet.imaging.modality import BY_CODE, CHANNEL_COUNT
 
@@ -290,6 +291,7 @@ def open_corpus(source: str | Path, spec: CorpusSpec, quiet: bool = False) -> Co
     if not is_corpus(folder):
         from ssl_mednet.ingesting.run import ingest_opened
 
+        check_folder(cache_folder(), "set $SSL_MEDNET_CACHE to a folder that can be written")
         ingest_opened(opened, folder, spec, quiet=quiet)
     return Corpus(folder)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
+from ssl_mednet.data.corpus import QUARANTINE, Corpus, CorpusSpec, open_corpus
 from ssl_mednet.data.sources import SPLITS
 from ssl_mednet.draws import stable_hash
 from ssl_mednet.errors import DataError
@@ -52,6 +52,20 @@ class LabelledSet:
         for array in (self.labels, *self.splits.values(), self.groups):
             digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array, np.int64).tobytes())
         return digest.hexdigest()
+
+    @property
+    def left_out(self) -> str:
+        """How many files gave no image, one of them with the reason, and where all are listed; empty for none."""
+        from ssl_mednet.ingesting.commit import read_quarantine
+
+        count = self.corpus.meta["skipped"]
+        if not count:
+            return ""
+        said = f"{count} file{'s' if count > 1 else ''} could not be used and {'were' if count > 1 else 'was'} left out"
+        if listed := read_quarantine(self.corpus.folder):
+            path, reason, _ = listed[0]
+            said += f", for example {path}: {reason} (all are in {self.corpus.folder / QUARANTINE})"
+        return said
 
     @property
     def grouped(self) -> bool:

@@ -29,9 +29,9 @@ from ssl_mednet.evaluation.leaks import count_copies
 from ssl_mednet.evaluation.results import COMPARISONS, RESULTS, Row, Store, compare, make_row, row_key
 from ssl_mednet.evaluation.suite import SetSection, Suite, load_suite, locate
 from ssl_mednet.evaluation.weights import Weights, channels_of, load_weights, short_name
-from ssl_mednet.files import write_json
+from ssl_mednet.files import check_folder, write_json
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
-from ssl_mednet.progress import Progress
+from ssl_mednet.progress import Progress, warn
 
 RUN = "run.json"
 MAJORITY = "majority"
@@ -79,23 +79,29 @@ def evaluate(
     names = list(dict.fromkeys([*map(str, weights), *plan.baselines]))
     if not names:
         raise RecipeError("nothing to evaluate", "--weights RUN, or --weights random:resnet18")
+    folder = Path(out) if out else Path("results") / plan.name
+    check_folder(folder)
     device = find_device(plan.device)
     told = channels_of(names) if plan.channels == "auto" else plan.channels
-    folder = Path(out) if out else Path("results") / plan.name
     store = Store(folder)
     rows: list[Row] = []
     failed: dict[str, UserError] = {}
+    untold: list[str] = []
     for section, name in zip(plan.sets, task_names([s.source for s in plan.sets]), strict=True):
         kind = (told or "gray") if section.channels == "auto" else section.channels
         try:
             loaded = list(load_weights(names, kind, plan.image_size, plan.seeds[0]))
             task = open_set(section, kind, plan, quiet, max(w.preprocessing.image_size for w in loaded))
         except (ArtifactError, DataError) as error:
+            if isinstance(error, ArtifactError) and kind == (told or kind):
+                raise  # the weights are to blame, whatever set they are shown
             if not told and section.channels == "auto" and "convert=true" in error.message:
                 error.hint = f"channels=color evaluates on color images as they are; {error.hint}"
             failed[section.source] = error
-            log.warning("%s is left out: %s", section.source, error)
+            untold.append(section.source)
             continue
+        while untold:  # there is one to go on with
+            log.warning("%s is left out: %s", untold[0], _reason(untold[0], failed[untold.pop(0)]))
         rows += _evaluate_set(replace(task, name=name), loaded, names, plan, store, device, quiet)
         write_json(folder / RESULTS, rows, nan=False)
     if not rows:
@@ -104,7 +110,12 @@ def evaluate(
     write_json(folder / RESULTS, rows, nan=False)
     write_json(folder / COMPARISONS, comparisons, nan=False)
     write_json(folder / RUN, session(_command(names, suite, data, plan, overrides or []), plan, began))
-    return Results(rows, folder / RESULTS, comparisons, {k: str(e) for k, e in failed.items()})
+    return Results(rows, folder / RESULTS, comparisons, {k: _reason(k, e) for k, e in failed.items()})
+
+
+def _reason(source: str, error: UserError) -> str:
+    """What was wrong with a set, without its name in front."""
+    return str(error).removeprefix(f"{source}: ")
 
 
 def _command(
@@ -122,7 +133,15 @@ def open_set(section: SetSection, channels: str, plan: Suite, quiet: bool, seen:
     """A set of a suite, as images of these channels, kept no smaller than the side that nets see, in pixels."""
     convert = section.convert or plan.convert
     spec = CorpusSpec(channels, max(plan.store_size, seen), modality=section.modality, convert=convert)
-    return open_labelled(locate(section.source, plan.root), spec, quiet, ordinal=section.ordinal)
+    try:
+        task = open_labelled(locate(section.source, plan.root), spec, quiet, ordinal=section.ordinal)
+    except DataError as error:
+        if plan.root and "no such file" in error.message:
+            error.hint = "set $SSL_MEDNET_DATA to the folder in which the sets of the suite lie, or say root=FOLDER"
+        raise
+    if task.left_out:
+        warn(f"{section.source}: {task.left_out}")
+    return task
 
 
 def _evaluate_set(

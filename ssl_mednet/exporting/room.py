@@ -11,6 +11,7 @@ from pathlib import Path
 from ssl_mednet.backbones.artifact import CARD, CONFIG, WEIGHTS
 from ssl_mednet.classifying.model import MODEL
 from ssl_mednet.errors import UserError
+from ssl_mednet.files import check_folder
 from ssl_mednet.pretraining.folder import RECIPE
 
 GRAPH, ABOUT = "model.onnx", "preprocessing.json"
@@ -35,6 +36,7 @@ def check_room(out: str | Path, sources: Iterable[str | Path], overwrite: bool) 
             raise UserError(f"{out}: is, holds or lies in what is exported, {source.name}", "choose another --out")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{out}: is a file, --out names a folder", "choose another --out")
+    check_folder(folder)
     if not folder.exists() or not _names(folder):
         return folder
     if not overwrite:

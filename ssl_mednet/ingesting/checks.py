@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ssl_mednet.data.schema import LABELS, LOCK, QUARANTINE, TAG, WORK, CorpusSpec, is_corpus
 from ssl_mednet.errors import DataError, IngestError
+from ssl_mednet.files import write_errors
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
 from ssl_mednet.imaging.modality import modality as known_modality
 
@@ -53,7 +54,8 @@ def check_folder(folder: Path) -> None:
     A folder may be there that is empty (hidden files and ``lost+found`` do not count), or that an ingest has begun.
 
     Raises:
-        IngestError: it holds something else, lies in a corpus, or cannot be looked at.
+        IngestError: it holds something else or lies in a corpus.
+        WriteError: it cannot be looked at.
     """
     with disk_errors(folder, every=True):
         if is_corpus(folder):
@@ -83,7 +85,6 @@ def disk_errors(folder: Path, every: bool = False) -> Iterator[None]:
             hint = f"what was there before is untouched; free some space and run it again to go on (see {QUARANTINE})"
             raise IngestError(f"{folder}: the disk is full", hint) from error
         if every or error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST) or "os error 13" in text:
-            raise IngestError(
-                f"{folder}: cannot be written ({error.strerror or text})", "name another --out"
-            ) from error
+            with write_errors(folder):
+                raise
         raise

@@ -10,7 +10,7 @@ from ssl_mednet.catalog.caps import Caps
 from ssl_mednet.catalog.corpus_recipe import CorpusRecipe, Part, part_entry, read_corpus_recipe
 from ssl_mednet.catalog.selection import Selection, folder_of, resolve
 from ssl_mednet.data.schema import CorpusSpec
-from ssl_mednet.errors import DataError, IngestError, UserError
+from ssl_mednet.errors import DataError, IngestError, UserError, WriteError
 from ssl_mednet.ingesting.commit import state_weights
 from ssl_mednet.ingesting.run import WAY, Summary, Way
 from ssl_mednet.ingesting.selected import ingest_selection, summed
@@ -34,7 +34,7 @@ def ingest_recipe(
 
     Raises:
         RecipeError: the recipe says what it may not say; nothing was done.
-        IngestError: the corpus cannot be written or its engine does not run.
+        IngestError, WriteError: the corpus cannot be written or its engine does not run.
         DataError: none of its sets can be had.
     """
     recipe = read_corpus_recipe(path)
@@ -54,7 +54,7 @@ def ingest_recipe(
             spec = _spec(part, recipe, selection)
             try:
                 summary, said = ingest_selection(selection, folder, spec, way, quiet)
-            except IngestError:
+            except (IngestError, WriteError):
                 raise
             except UserError as error:
                 missing.append(_told(part, error, selection.name))

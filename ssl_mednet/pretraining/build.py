@@ -13,7 +13,7 @@ from ssl_mednet.backbones.factory import backbone_kind, create_backbone
 from ssl_mednet.backbones.norm import repeat_without_trace, synchronise
 from ssl_mednet.backbones.start import Start, load_start
 from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
-from ssl_mednet.errors import DataError, RecipeError
+from ssl_mednet.errors import ArtifactError, DataError, RecipeError
 from ssl_mednet.evaluation.suite import SetSection
 from ssl_mednet.methods import METHODS, Method, View
 from ssl_mednet.pretraining.module import PretrainModule
@@ -62,7 +62,13 @@ def recipe_start(recipe: Recipe) -> Start | None:
     """The weights that a recipe starts from; None where it starts from random ones."""
     if not recipe.backbone.weights:
         return None
-    return load_start(recipe.backbone.weights, recipe.data.channels, recipe.backbone.name, model_args(recipe))
+    weights, channels = recipe.backbone.weights, recipe.data.channels
+    try:
+        return load_start(weights, channels, recipe.backbone.name, model_args(recipe))
+    except ArtifactError as error:
+        if weights.startswith("imagenet"):
+            error.hint += f"; or backbone.weights={channels}-mednet-tiny, which is here"
+        raise
 
 
 def view_statistics(

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from ssl_mednet.data.corpus import QUARANTINE, Corpus
 from ssl_mednet.errors import RecipeError
-from ssl_mednet.files import replacing, write_json
+from ssl_mednet.files import check_folder, replacing, write_json
 from ssl_mednet.pretraining.build import resolve_precision
 from ssl_mednet.pretraining.checkpoints import all_checkpoints
 from ssl_mednet.progress import warn
@@ -32,12 +32,14 @@ def run_folder(recipe: Recipe, out: str | Path | None, resume: bool) -> Path:
         while not resume and (folder / RECIPE).exists():
             number += 1
             folder = base.with_name(f"{base.name}-{number}")
+        check_folder(folder)
         return folder
     folder = Path(out).expanduser()
     if not resume and ((folder / RECIPE).exists() or all_checkpoints(folder)):
         raise RecipeError(f"{folder}: holds a run already", "--resume continues it; or choose another --out")
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"{folder}: is a file, --out names a folder")
+    check_folder(folder)
     return folder
 
 

@@ -69,7 +69,9 @@ def pretrain(
     if recipe is None:
         if not (resume and out):
             raise RecipeError("no recipe given", "--recipe NAME starts a run, --resume --out RUN continues one")
-        recipe = Path(out) / RECIPE
+        recipe = Path(out).expanduser() / RECIPE
+        if not recipe.is_file():
+            raise RecipeError(f"{out}: there is no run, {RECIPE} is missing", "--recipe NAME starts one")
     plan = load_recipe(recipe, said)
     prepare = functools.partial(_prepare, plan, out, resume, allow_changes, quiet)
     world = given_world()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_mednet import __version__
 from ssl_mednet.errors import UserError
-from ssl_mednet.files import replacing
+from ssl_mednet.files import check_file, replacing
 from ssl_mednet.reporting.html import render
 from ssl_mednet.reporting.load import load_study
 from ssl_mednet.reporting.page import build_page, title
@@ -36,7 +35,7 @@ def report(folders: Sequence[str | Path], out: str | Path = "report.html", table
     path = Path(out).expanduser()
     if path.suffix != ".html":
         raise UserError(f"{path}: a report is an .html page", "choose --out report.html")
-    _make_room(path)
+    check_file(path)
     study = load_study([folders] if isinstance(folders, str | Path) else folders)
     tasks = sort_into_tasks(study)
     references = load_references()
@@ -52,13 +51,3 @@ def report(folders: Sequence[str | Path], out: str | Path = "report.html", table
         with replacing(target) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return list(texts)
-
-
-def _make_room(path: Path) -> None:
-    """Find out before the work whether its result can be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error}", "choose another --out") from error
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path}: cannot be written", "choose another --out")

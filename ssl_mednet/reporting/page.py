@@ -155,15 +155,27 @@ def _lead(tasks: Sequence[Task], runs: Sequence[PretrainingRun]) -> str:
         return f"What {words.count(len(runs), 'pretraining run')} wrote about {'itself' if one else 'themselves'}."
     names = dict.fromkeys(s.name for t in tasks for s in t.series.values() if any(r.label == s.label for r in t.rows))
     names.pop("baseline:majority", None)
+    tested, crossed = ([t for t in tasks if t.one.cross_validated is crossed] for crossed in (False, True))
+    where = ([_on_test(tested)] if tested else []) + ([_by_folds(crossed)] if crossed else [])
+    return (
+        f"How well {words.join(names)} {'serves' if len(names) == 1 else 'serve'} to tell medical images apart, "
+        f"measured {' and '.join(where)}."
+    )
+
+
+def _on_test(tasks: Sequence[Task]) -> str:
     images, copies = sum(t.one.n for t in tasks), sum(sum(t.one.copies.values()) for t in tasks)
-    where = words.count(len(tasks), "labelled set")
     apart = "any choice" if copies else "training or in any choice"
     are = "is" if copies == 1 else "are"
     among = f"; {copies:,} of them {are} among the training images too, exactly or nearly" if copies else ""
-    return (
-        f"How well {words.join(names)} {'serves' if len(names) == 1 else 'serve'} to tell medical images apart, "
-        f"measured on {where} with {images:,} test images that took no part in {apart}{among}."
-    )
+    where = words.count(len(tasks), "labelled set")
+    return f"on {where} with {images:,} test images that took no part in {apart}{among}"
+
+
+def _by_folds(tasks: Sequence[Task]) -> str:
+    where, images = words.count(len(tasks), "labelled set"), sum(t.one.n for t in tasks)
+    apart = "each scored by what was trained and chosen on others"
+    return f"by cross-validation on {where} with {images:,} images, {apart}"
 
 
 def _task_view(task: Task, published: list[Beside]) -> TaskView:

