@@ -69,7 +69,7 @@ def test_a_process_that_ends_ends_the_others_with_its_reason(how: str, error: ty
     with pytest.raises(error) as caught:
         launch(partial(fails, how=how), TWO)
     assert caught.match(says.replace("(free some)", r"\(free some\)"))
-    assert time.monotonic() - began < 20  # the other one would have slept ten minutes
+    assert time.monotonic() - began < 60  # the other one would have slept ten minutes
 
 
 def test_a_process_that_ends_without_a_word_is_named_and_scripts_are_told_why_it_may_be() -> None:
