@@ -202,5 +202,7 @@ def _finetune(bench: Bench, job: Job, from_probe: bool) -> Outcome:
         head=head,
     )
     chosen = result.chosen | ({"head_strength": head.strength} if head else {})
+    if from_probe and not head:
+        chosen["note"] = "; ".join(filter(None, [result.note, "untrained, so from a new head"]))
     scores, more = result.scores, {"history": result.history}
     return Outcome(scores["test"], len(subset), scores["val"], chosen=chosen, more=more)

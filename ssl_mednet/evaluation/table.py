@@ -15,7 +15,7 @@ from ssl_mednet.evaluation.weights import short_name
 
 _WIDTH = 22  # of a name, characters
 _NO_GROUPS = "the set names no groups"
-_FINETUNED = {"linear_then_finetune": "probe, then finetune", "few_shot_finetune": "probe, then finetune"}
+_FROM_PROBE = ("linear_then_finetune", "few_shot_finetune")
 _MARKS = {"better": "-", "worse": "+"}  # of the first weights over these
 _TURNED = {"better": "worse", "worse": "better", "cannot tell": "unclear"}  # what A is to B, and what B is to A
 
@@ -105,7 +105,9 @@ def _name(row: Row) -> str:
 
 
 def _probe(row: Row) -> str:
-    return _FINETUNED.get(row["protocol"], str(row["protocol"]).removeprefix("few_shot_"))
+    if row["protocol"] in _FROM_PROBE:  # which an untrained net does not start from
+        return "probe, then finetune" if "head_strength" in row["chosen_on_val"] else "finetune"
+    return str(row["protocol"]).removeprefix("few_shot_")
 
 
 def _amount(row: Row) -> tuple[int, float]:

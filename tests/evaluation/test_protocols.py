@@ -152,6 +152,7 @@ def test_an_untrained_net_starts_from_a_new_head(protocol: str, task: LabelledSe
         Bench(weights, task, suite, torch.device("cpu"), True), Job(protocol, seed=0, **shots)
     )
     assert "head_strength" not in outcome.chosen
+    assert outcome.chosen["note"].endswith("untrained, so from a new head")
     assert outcome.more["history"][0]["loss"] < 2 * np.log(5)
 
 
