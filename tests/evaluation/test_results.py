@@ -127,6 +127,10 @@ def test_fewer_labels_are_shown_whatever_is_done_with_them(tmp_path: Path) -> No
     value = next(r for r in found.rows if r["shots"] and r["weights"] == verdict["b"])["metrics"]["auroc"]["value"]
     assert f"{value:.3f}+".removeprefix("0") in said_there
     assert "fine-tuned: one draw of the labels; + better, - worse than the first weights" in said_there
+    assert "probe, then finetune" not in said_there  # untrained nets start from a new head
+    trained = [row | {"chosen_on_val": row["chosen_on_val"] | {"head_strength": 1.0}} for row in found.rows]
+    show(trained, [verdict], console)
+    assert "probe, then finetune" in " ".join(console.export_text().split())
 
 
 def test_what_was_done_is_not_done_again(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
