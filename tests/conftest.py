@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 # One process a core, one thread a process: two pools of threads on the same cores wait for each other. Before torch.
@@ -15,11 +17,12 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Decoded corpora go into a cache of this test run; sources used by several tests are decoded once."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["SSL_MEDNET_CACHE"] = str(folder)
-    return folder
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

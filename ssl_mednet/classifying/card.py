@@ -34,6 +34,9 @@ def model_readme(name: str, about: dict[str, Any]) -> str:
     notes += [f"{about['note']}."] if about["note"] else []
     if point:
         notes.append(f"What it says is decided at thresholds from {point['thresholds_from']}, as by `predict`.")
+    before, after = (about["metrics"].get(key, {}).get("value", 0.0) for key in ("ece", "ece_calibrated"))
+    if after > before:
+        notes.append("The temperature did not help on these images: calibration error is higher with it.")
     exact, near = (about.get("copies", {}).get(kind, 0) for kind in ("exact", "near"))
     if exact + near:
         notes.append(f"Of the test images {exact} are training images too and {near} nearly so: the figures flatter.")

@@ -159,6 +159,12 @@ class Task:
         return "; ".join(said)
 
     @property
+    def chosen_on(self) -> str:
+        """The images on which strengths, thresholds and temperatures were chosen."""
+        folds = all(row.n_val is None for row in self.rows)
+        return "training images that were left out in turn (cross-validation)" if folds else "the validation images"
+
+    @property
     def robust_caption(self) -> str:
         """As ``caption``, of what was tried on corrupted images."""
         tried = sorted({r.n for r in self.rows if r.robust})

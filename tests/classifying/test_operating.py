@@ -92,6 +92,15 @@ def test_several_findings_have_rates_of_their_own(fitted: Fitted) -> None:
     assert "| accuracy, each finding at 0.5 |" in card
 
 
+@pytest.mark.parametrize(("after", "said"), [(0.25, True), (0.1, False), (0.05, False)])
+def test_the_card_says_where_calibration_got_worse(fitted: Fitted, after: float, said: bool) -> None:
+    about = load_model(fitted.folder).about
+    figures = {"ece": 0.1, "ece_calibrated": after}
+    metrics = {key: {"value": value, "low": 0.0, "high": 1.0} for key, value in figures.items()}
+    card = model_readme("m", about | {"metrics": about["metrics"] | metrics})
+    assert ("did not help on these images" in card) == said
+
+
 def test_of_three_classes_the_most_probable_one_is_what_is_said(backbone: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(45):

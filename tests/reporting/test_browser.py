@@ -12,10 +12,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -115,6 +118,20 @@ def test_the_page_itself_never_scrolls_sideways(page: Any, width: int) -> None:
     emulate(page, "light", width)
     page.execute_script("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert page.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_what_scrolls_shows_it_at_its_edge(page: Any) -> None:
+    emulate(page, "light", 400)
+    box = page.find_element("css selector", ".scroll:has(.board)")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", box)
+    picture = np.asarray(Image.open(BytesIO(box.screenshot_as_png)).convert("L"), int)
+    assert box.get_property("scrollWidth") > box.get_property("clientWidth")
+    outer, inner = (np.median(picture[:, -column]) for column in (2, 30))
+    assert inner - outer > 20  # there is more to the right
+    assert abs(np.median(picture[:, 1]) - np.median(picture[:, 30])) < 4  # and nothing to the left
+    page.execute_script("arguments[0].scrollLeft = arguments[0].scrollWidth", box)
+    picture = np.asarray(Image.open(BytesIO(box.screenshot_as_png)).convert("L"), int)
+    assert np.median(picture[:, 30]) - np.median(picture[:, 1]) > 20
 
 
 def tip_of(box: Any) -> Any:

@@ -159,6 +159,19 @@ def test_a_chosen_value_of_one_is_shown(tmp_path: Path) -> None:
     assert "<td>strength 1, k 1</td>" in page
 
 
+@pytest.mark.parametrize("n_val", [60, None])
+def test_what_was_chosen_is_said_to_be_from_where_it_was(tmp_path: Path, n_val: int | None) -> None:
+    write_results(tmp_path / "r")
+    path = tmp_path / "r" / "results.json"
+    facts = {"n_val": n_val, "chosen_on_val": {"k": 3}}
+    path.write_text(json.dumps([row | facts for row in json.loads(path.read_text())]))
+    page = report([tmp_path / "r"], tmp_path / "r.html")[0].read_text()
+    of_val, of_folds = ("chosen on the validation images", "chosen on training images that were left out in turn")
+    for start in ("a threshold ", "What was ", "whose threshold was "):
+        assert (start + of_val in page, start + of_folds in page) == (n_val is not None, n_val is None)
+    assert ("fitted on training images that were left out" in page) == (n_val is None)
+
+
 def test_the_majority_is_not_bold(tmp_path: Path) -> None:
     page = report([edited(tmp_path / "r")], tmp_path / "r.html")[0].read_text()
     assert page.count('<tr class="majority"><th scope="row">always the largest class') == 1
