@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -154,6 +156,10 @@ def test_a_corpus_is_made_added_to_and_pretrained_on(tmp_path: Path) -> None:
         (["ingest", ".", "--out", "corpus", "--per-patient", "1"], 2, "--per-patient is for catalog:ID"),
         (["ingest", ".", "--out", "corpus", "--from", "."], 2, "--from is for catalog:ID"),
         (["ingest", ".", "--out", "corpus", "--seed", "3"], 2, "--seed is for catalog:ID"),
+        (["pretrain", "--recipe", "x" * 300], 3, "File name too long (a shorter name is needed)"),
+        (["pretrain", "--recipe", "mae_gray.yaml", "--out", "x" * 300], 3, "File name too long (a shorter name"),
+        (["evaluate", "--data", "phantoms:gray", "--weights", "x" * 300], 3, "File name too long (a shorter name"),
+        (["predict", "--model", "x" * 300, "x.png"], 3, "File name too long (a shorter name is needed)"),
     ],
 )
 def test_a_mistake_is_one_line_and_an_exit_code(arguments: list[str], code: int, says: str) -> None:
@@ -163,6 +169,34 @@ def test_a_mistake_is_one_line_and_an_exit_code(arguments: list[str], code: int,
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.strip().splitlines()) == 1
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOSPC, "error: /data/big.npz: No space left on device (make room on that disk)\n"),
+        (errno.EACCES, "error: /data/big.npz: Permission denied (name another place, or change its permissions)\n"),
+    ],
+)
+def test_what_the_system_refuses_is_a_line(
+    number: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(**_: object) -> None:
+        raise OSError(number, os.strerror(number), "/data/big.npz")
+
+    monkeypatch.setattr("ssl_mednet.cli.app", refused)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert (end.value.code, capsys.readouterr().err) == (3, says)
+
+
+def test_other_faults_of_the_system_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**_: object) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr("ssl_mednet.cli.app", broken)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        main()
 
 
 def test_options_take_several_values_and_leave_overrides_alone() -> None:

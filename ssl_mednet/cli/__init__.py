@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import re
 import sys
 
 from ssl_mednet.cli.app import app, unwrap_help
-from ssl_mednet.errors import Hung, UserError
+from ssl_mednet.errors import DataError, Hung, UserError
 from ssl_mednet.pretraining.world import speaks
 
 for _verbs in ("training", "evaluation", "use", "corpora", "things"):  # in the order of --help; each adds its verbs
@@ -18,6 +19,16 @@ unwrap_help()
 # Options that take several values, as in `--weights RUN random:resnet18`; the parser knows repeated options only.
 _SEVERAL = ("--weights", "--data", "--against", "--compare")
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
+# What the system refuses for reasons that a user can mend, wherever it does.
+_REFUSED = {
+    errno.ENAMETOOLONG: "a shorter name is needed",
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room on that disk",
+    errno.EROFS: "name another place",
+    errno.EACCES: "name another place, or change its permissions",
+    errno.EPERM: "name another place, or change its permissions",
+}
 
 
 def expand_several(arguments: list[str]) -> list[str]:
@@ -54,6 +65,13 @@ def main() -> None:
             sys.stdout.flush()
             os._exit(error.exit_code)  # an ordinary exit would wait for the threads that hang
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        path = "" if error.filename is None else f"{str(error.filename)[:200]}: "
+        if speaks():
+            print(f"error: {path}{error.strerror} ({_REFUSED[error.errno]})", file=sys.stderr, flush=True)
+        sys.exit(DataError.exit_code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
