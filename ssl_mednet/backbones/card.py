@@ -17,6 +17,7 @@ _HUB_LICENCES = frozenset(
 
 
 HERE = "PATH_OF_THIS_FOLDER"
+HUB = "YOUR_NAME/THIS_REPOSITORY"
 FINETUNED = "fine-tuning with labels"  # the method of weights that a classifier was fine-tuned from
 
 
@@ -24,18 +25,20 @@ def model_card(config: dict[str, Any], place: str = HERE) -> str:
     """A README for the weights as timm loads them, from their config.
 
     Args:
-        place: what the examples call the weights: a path, or a name that this package knows.
+        place: what the examples call the weights: a path, :data:`HUB`, or a name that this package knows.
     """
-    timm_place = f'"local-dir:{place}"' if place == HERE else f'"local-dir:" + weights_path("{place}")'
-    imports = "" if place == HERE else "from ssl_mednet import weights_path\n"
+    imports, timm_place, ours, ours_place = {
+        HERE: ("", f'"local-dir:{HERE}"', "", f'"{HERE}"'),
+        HUB: ("", f'"hf_hub:{HUB}"', "from huggingface_hub import snapshot_download\n", f'snapshot_download("{HUB}")'),
+    }.get(place, ("from ssl_mednet import weights_path\n", f'"local-dir:" + weights_path("{place}")', "", f'"{place}"'))
     usage = f"""```python
 import timm
 {imports}
 model = timm.create_model({timm_place}, pretrained=True)
 
-from ssl_mednet import load_backbone  # or with the preprocessing attached
+{ours}from ssl_mednet import load_backbone  # or with the preprocessing attached
 
-model = load_backbone("{place}")
+model = load_backbone({ours_place})
 features = model(model.preprocessing(images))  # images [B, C, H, W] in [0, 1]
 ```"""
     return card(config, usage)

@@ -136,3 +136,5 @@ def export(
     folder = run(weights, format_, out, licence, results or (), limits or (), overwrite)
     for path in sorted(folder.iterdir()):
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+    if format_ == "hf":
+        print(f"next: hf upload YOUR_NAME/REPOSITORY {shlex.quote(str(out))}   # the card says under which terms")

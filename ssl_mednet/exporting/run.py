@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_mednet.backbones.artifact import find_artifact, load_backbone, read_config, read_state, write_artifact
-from ssl_mednet.backbones.card import HERE
+from ssl_mednet.backbones.card import HERE, HUB
 from ssl_mednet.backbones.start import inherited_licences
 from ssl_mednet.backbones.zoo import MAX_BYTES
 from ssl_mednet.catalog.licences import roll_up
@@ -38,7 +38,7 @@ def export(
     """Write weights for another program.
 
     - ``timm``: ``timm.create_model("local-dir:OUT", pretrained=True)``;
-    - ``hf``: the same with a card whose head a model hub reads, ready to upload;
+    - ``hf``: the same with a card that shows how it is loaded from a model hub, ready to upload;
     - ``onnx``: a graph that takes images in [0, 1] in batches of any size; of a classifier it gives probabilities too,
       of which the other formats take the backbone alone;
     - ``zoo``: matrices and kernels in float16, for weights that are known by the name of the folder (put it into
@@ -77,7 +77,7 @@ def export(
         if format == "onnx":
             write_onnx(load_backbone(artifact) if model is None else model, config, new)
         else:
-            write_artifact(state, config, new, folder.name if format == "zoo" else HERE)
+            write_artifact(state, config, new, {"zoo": folder.name, "hf": HUB}.get(format, HERE))
     if model is not None and format != "onnx":
         warn(f"{out}: holds the backbone of {weights} alone, not its head; --format onnx takes both")
     return Path(out).expanduser()
