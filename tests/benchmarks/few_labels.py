@@ -5,6 +5,10 @@
 From each set ``--shots`` training images of a class are drawn, and its val split stands in for test images: official
 test splits are not touched. ``ssl-mednet finetune`` makes the classifier, so it splits or cross-validates as for a user
 who brings these images alone. Runs that ``--out`` holds already are not repeated; the table is printed from it.
+
+    SSL_MEDNET_DATA=FOLDER python tests/benchmarks/few_labels.py --write few
+
+writes ``few/SET_50.zip`` instead: the images of the first draw and the official test images, for ``ssl-mednet finetune``.
 """
 
 from __future__ import annotations
@@ -40,12 +44,12 @@ WAYS: dict[str, tuple[str, list[str]]] = {
 }
 
 
-def draw(source: Path, shots: int, seed: int, out: Path) -> None:
-    """A zip with so many training images of each class, and with the val split as its test split."""
+def draw(source: Path, shots: int, seed: int, out: Path, tested: str = "val") -> None:
+    """A zip with so many training images of each class, and with the split ``tested`` as its test split."""
     with zipfile.ZipFile(source) as archive, zipfile.ZipFile(out, "w") as made:
         rows = list(csv.DictReader(io.StringIO(archive.read("labels.csv").decode("utf-8-sig"))))
         generator = np.random.default_rng(seed)
-        kept = [row | {"split": "test"} for row in rows if row["split"] == "val"]
+        kept = [row | {"split": "test"} for row in rows if row["split"] == tested]
         for name in sorted({row["label"] for row in rows}):
             of_class = [row for row in rows if row["split"] == "train" and row["label"] == name]
             chosen = generator.permutation(len(of_class))[:shots]
@@ -59,13 +63,16 @@ def draw(source: Path, shots: int, seed: int, out: Path) -> None:
             made.writestr(row["path"], archive.read(row["path"]))
 
 
+def source(name: str) -> Path:
+    return Path(os.environ.get("SSL_MEDNET_DATA", "../shared/data")) / f"{name}.zip"
+
+
 def run(name: str, shots: int, seed: int, way: str) -> dict[str, Any]:
     protocol, overrides = WAYS[way]
-    source = Path(os.environ.get("SSL_MEDNET_DATA", "../shared/data")) / f"{name}.zip"
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / f"{name}.zip"
-        draw(source, shots, seed, data)
+        draw(source(name), shots, seed, data)
         said = [*overrides, "gallery=0", "resamples=100"]
         made = finetune(SETS[name], data, Path(folder) / "model", protocol, overrides=said, quiet=True)
     metrics = {key: made.row["metrics"][key]["value"] for key in ("auroc", "balanced_accuracy", "ece_calibrated")}
@@ -101,7 +108,13 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--shots", nargs="+", type=int, default=[50])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write sets of few labels instead")
     args = parser.parse_args()
+    if args.write:
+        args.write.mkdir(parents=True, exist_ok=True)
+        for name, shots in ((name, shots) for name in args.sets for shots in args.shots):
+            draw(source(name), shots, args.seeds[0], args.write / f"{name}_{shots}.zip", "test")
+        return
     out = Path(args.out)
     done = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
     known = {(one["set"], one["shots"], one["seed"], one["way"]) for one in done}
