@@ -112,6 +112,26 @@ def test_from_images_to_a_classifier_and_its_answers(tmp_path: Path, verb: Calla
     assert "1 refused" in err
 
 
+def test_every_verb_takes_the_weights_of_the_package_by_name(tmp_path: Path) -> None:
+    name, data = "gray-mednet-tiny", "phantoms:gray?n=40&size=96"
+    few = ("--out", str(tmp_path / "run"), "train.steps=1", "optim.batch_size=8", "train.device=cpu", "--no-report")
+    corpus, model = str(tmp_path / "corpus"), str(tmp_path / "model")
+    for arguments, says in (
+        (("pretrain", "--recipe", "continue_gray.yaml", "--data", data, f"backbone.weights={name}", *few), "run"),
+        (("evaluate", "--weights", str(tmp_path / "run"), name, "--data", data, "gallery=0", "resamples=50"), name),
+        (("finetune", "--weights", name, "--data", data, "--out", model, "gallery=0", "resamples=50"), "model:"),
+        (("export", name, "--format", "hf", "--out", str(tmp_path / "hf")), "next: hf upload"),
+        (("ingest", data, "--out", corpus), "ingested: 40 images"),
+        (("curate", corpus, "--weights", name), "40"),
+        (("audit", corpus, "--against", data, "--weights", name), "exact"),
+    ):
+        done = ssl_mednet(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert says in done.stdout
+    record = json.loads((tmp_path / "run" / "backbone" / "config.json").read_text())["ssl_mednet"]
+    assert record["parent"]["weights"] == name
+
+
 def test_a_corpus_is_made_added_to_and_pretrained_on(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"")
     out = str(tmp_path / "corpus")

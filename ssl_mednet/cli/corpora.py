@@ -200,7 +200,7 @@ def audit(
     corpus: Annotated[Path, typer.Argument(help="Folder of a corpus.")],
     against: Annotated[list[str], typer.Option("--against", "-a", help="Suites (.yaml) or labelled sets.")],
     weights: Annotated[
-        str | None, typer.Option("--weights", "-w", help="Compare embeddings too: a run, a backbone, random:NAME.")
+        str | None, typer.Option("--weights", "-w", help="Compare embeddings too: a run, a name of `list weights`.")
     ] = None,
     cosine: Annotated[float, typer.Option(min=0, max=1, help="Of embeddings: from where it is reported.")] = 0.98,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="All pairs as a table, .csv.")] = None,
@@ -229,7 +229,7 @@ def curate(
     keep_ratio: Annotated[float, typer.Option(help="Share of the slices of each volume that stays.")] = 1.0,
     weights: Annotated[
         str | None,
-        typer.Option("--weights", "-w", help="Look for copies by embeddings too: a run, a backbone, random:NAME."),
+        typer.Option("--weights", "-w", help="Look for copies by embeddings too: a run, a name of `list weights`."),
     ] = None,
     cosine: Annotated[float, typer.Option(min=0, max=1, help="Of embeddings: from where pixels are compared.")] = 0.9,
     against: Annotated[

@@ -18,7 +18,7 @@ def evaluate(
     weights: Annotated[
         list[str] | None,
         typer.Option(
-            "--weights", "-w", help="Run or backbone folders, random:NAME, imagenet:NAME, baseline:NAME; compared."
+            "--weights", "-w", help="Runs, names of `list weights`, random:NAME, imagenet:NAME, baseline:NAME."
         ),
     ] = None,
     data: Annotated[list[str] | None, typer.Option("--data", "-d", help="One or more labelled sets.")] = None,

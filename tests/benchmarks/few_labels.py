@@ -8,7 +8,7 @@ who brings these images alone. Runs that ``--out`` holds already are not repeate
 
     SSL_MEDNET_DATA=FOLDER python tests/benchmarks/few_labels.py --write few
 
-writes ``few/SET_50.zip`` instead, for ``ssl-mednet finetune``: the images of the first draw, and the official test ones.
+writes ``few/SET_50.zip`` instead, for ``ssl-mednet finetune``: the images of the first draw and the official test ones.
 """
 
 from __future__ import annotations
