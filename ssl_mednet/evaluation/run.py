@@ -26,9 +26,10 @@ from ssl_mednet.errors import ArtifactError, DataError, RecipeError, UserError
 from ssl_mednet.evaluation.bench import PROTOCOLS, Bench, Job, find_device
 from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
 from ssl_mednet.evaluation.leaks import count_copies
+from ssl_mednet.evaluation.names import short_names
 from ssl_mednet.evaluation.results import COMPARISONS, RESULTS, Row, Store, compare, make_row, row_key
 from ssl_mednet.evaluation.suite import SetSection, Suite, load_suite, locate
-from ssl_mednet.evaluation.weights import Weights, channels_of, load_weights, short_name
+from ssl_mednet.evaluation.weights import Weights, channels_of, load_weights
 from ssl_mednet.files import check_folder, write_json
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
 from ssl_mednet.progress import Progress, warn
@@ -159,9 +160,10 @@ def _evaluate_set(
         _row(Bench(_majority(task), task, plan, device, quiet, copies), Job(MAJORITY, 1.0, None, plan.seeds[0]), store)
     ]
     shown: list[np.ndarray] = []
+    short = short_names(names)
     for weights in loaded:
         if not quiet:
-            print(f"{task.name}: {short_name(weights.name)}", file=sys.stderr)
+            print(f"{task.name}: {short[weights.name]}", file=sys.stderr)
         bench = Bench(weights, task, plan, device, quiet, copies)
         own = _run_jobs(bench, list(_jobs(plan, weights, task)), store)
         for seed in plan.seeds[1:] if weights.random else ():
