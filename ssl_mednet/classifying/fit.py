@@ -114,7 +114,8 @@ def finetune(
         channels: ``"auto"`` takes those of the weights, gray for ImageNet.
         convert: turn images of the other kind into this one.
         modality: of images that do not say their own.
-        overrides: ``key=value`` of a suite's keys: ``finetune.epochs=5``, ``seed=1``.
+        overrides: ``key=value`` of a suite's keys: ``finetune.epochs=5``, or ``seed=1``, which is the seed of the
+            folds, of the order and augmentation of fine-tuning, and of the bootstrap.
         overwrite: replace a model that is there.
 
     Raises:
@@ -126,6 +127,8 @@ def finetune(
         hint = did_you_mean(protocol, PROTOCOLS) or f"auto, {', '.join(PROTOCOLS)}"
         raise RecipeError(f"--protocol {protocol}: no such way to make a classifier", hint)
     plan = load_suite(None, str(data), list(overrides or []))
+    if "seeds" in plan.model_fields_set:
+        raise RecipeError("seeds: one classifier is made, with one seed", f"seed={plan.seeds[0]}")
     device, base = find_device(plan.device), open_base(str(weights), channels, plan.image_size)
     kind = base.weights.preprocessing.channels
     section = plan.sets[0].model_copy(update={"convert": convert, "modality": modality})
@@ -170,7 +173,7 @@ def _by_val(bench: Bench, protocol: str) -> _Fit:
         scores = {split: probe.predict_proba(bench.features(split)) for split in ("val", "test")}
         chosen = {"strength": probe.strength, "note": probe.note}
     else:
-        task, options, seed = bench.task, bench.suite.finetune, bench.suite.seeds[0]
+        task, options, seed = bench.task, bench.suite.finetune, bench.suite.seed
         rows, where = task.splits, {"device": bench.device, "quiet": bench.quiet}
         result = train(bench.weights, task, rows, options, seed=seed, head=probe, or_start=protocol == BOTH, **where)  # type: ignore[arg-type]
         assert isinstance(result.classifier, Classifier)
@@ -226,7 +229,7 @@ def _frozen(bench: Bench, probe: LinearProbe) -> Classifier:
 def _measure(fit: _Fit, protocol: str, folder: Path, command: str, began: float) -> Row:
     """The row of results, with its predictions and pictures, in a folder that reports can be made from."""
     bench, store = fit.bench, Store(folder)
-    job = Job(protocol, 1.0, None, bench.suite.seeds[0])
+    job = Job(protocol, 1.0, None, bench.suite.seed)
     row, arrays = make_row(bench, job, fit.outcome, key=f"model_{row_key(bench, job)}")
     row["note"] = "; ".join(filter(None, [row["note"], fit.note]))
     row["weights"] = Path(row["weights"]).name or row["weights"]

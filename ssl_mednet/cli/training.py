@@ -114,13 +114,14 @@ def pretrain(
 
 def _sizes(rows: list[dict[str, Any]]) -> str:
     """At which sizes the weights in a table saw the images, where they differ; else empty."""
+    from ssl_mednet.evaluation.names import short_names
     from ssl_mednet.evaluation.run import MAJORITY
-    from ssl_mednet.evaluation.weights import short_name
 
     sizes = {row["weights"]: row["image_size"] for row in rows if row["protocol"] != MAJORITY}
     if len(set(sizes.values())) < 2:
         return ""
-    told = ", ".join(f"{short_name(name)} {size} px" for name, size in sizes.items())
+    short = short_names(sizes)
+    told = ", ".join(f"{short[name]} {size} px" for name, size in sizes.items())
     return f"sizes differ: {told}; some of the difference may come from that"
 
 

@@ -40,6 +40,8 @@ def finetune(
     set is split by group; a linear classifier of fewer than 1,000 images needs no val split, what is chosen for it
     comes from cross-validation.
 
+    [bold]seed=1[/bold] draws the folds, the order and augmentation of fine-tuning, and the bootstrap anew.
+
     [bold]Examples[/bold]
 
     ssl-mednet finetune --weights runs/gray --data labelled.zip --out models/mine

@@ -30,7 +30,7 @@ class Job:
     Args:
         labels: share of the training labels, or None where ``shots`` counts them.
         shots: labels a class, or None.
-        seed: of whatever is random in it.
+        seed: of an untrained net, and of fine-tuning; the draws of labels come from the suite's own.
     """
 
     protocol: str

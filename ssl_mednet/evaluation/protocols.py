@@ -1,8 +1,9 @@
 """Protocols: what is done with a backbone and a labelled set, up to the scores of the test rows.
 
 Those on frozen features ask the bench for them; hyper-parameters are chosen on val, and test rows are scored once.
-Where a job uses part of the labels, it is done for several draws of them, the same for every model, and each
-hyper-parameter is chosen once for all draws. What is fine-tuned takes one draw for each seed of the suite.
+Where a job uses part of the labels, it is done for several draws of them, and each hyper-parameter is chosen once for
+all draws. Draws depend on the suite's ``seed`` alone, so they are the same for every model, and for every seed of an
+untrained one. What is fine-tuned takes one draw for each of the suite's ``seeds``: draw 1 for seed 1.
 """
 
 from __future__ import annotations
@@ -117,11 +118,11 @@ def _linear(bench: Bench, subsets: list[np.ndarray]) -> Outcome:
 def _draws(bench: Bench, job: Job) -> list[np.ndarray]:
     """Positions among the training rows, for each draw; one draw where all labels are used."""
     everything = job.shots is None and (job.labels is None or job.labels >= 1)
-    return [_draw(bench, job, draw, job.seed) for draw in range(1 if everything else bench.suite.draws)]
+    return [_draw(bench, job, draw) for draw in range(1 if everything else bench.suite.draws)]
 
 
-def _draw(bench: Bench, job: Job, draw: int, seed: int) -> np.ndarray:
-    labels = bench.labels("train")
+def _draw(bench: Bench, job: Job, draw: int) -> np.ndarray:
+    labels, seed = bench.labels("train"), bench.suite.seed
     if job.shots is None:
         return fraction(labels, 1.0 if job.labels is None else job.labels, draw, seed)
     if labels.ndim == 2:
@@ -188,7 +189,7 @@ def few_shot_finetune(bench: Bench, job: Job) -> Outcome:
 
 
 def _finetune(bench: Bench, job: Job, from_probe: bool) -> Outcome:
-    subset = _draw(bench, job, draw=job.seed, seed=bench.suite.seed)
+    subset = _draw(bench, job, draw=job.seed)
     rows = {**bench.task.splits, "train": bench.task.splits["train"][subset]}
     head = full_probe(bench, subset) if from_probe and not bench.weights.random else None
     result = finetune(

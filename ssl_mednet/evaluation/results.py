@@ -32,7 +32,7 @@ from ssl_mednet.probe import (
 
 # Part of a row's key: rows computed another way are never taken up. To be raised with every change of rules that
 # changes figures; tests/evaluation/test_golden.py notices.
-FORMAT = 4
+FORMAT = 5
 RESULTS, COMPARISONS, PREDICTIONS = "results.json", "comparisons.json", "predictions"
 REPORTED = ("auroc", "average_precision", "accuracy", "balanced_accuracy", "macro_f1", "ece")
 OF_DRAWS = ("auroc", "accuracy", "balanced_accuracy")  # of many fits, whose calibration nobody asks for
@@ -44,7 +44,7 @@ def row_key(bench: Bench, job: Job) -> str:
     """What a row depends on, in one word: equal keys, equal rows."""
     suite = bench.suite.model_dump(mode="json")
     options = {name: suite[name] for name in (*PROTOCOLS.get(job.protocol).options, "seed", "resamples", "strengths")}
-    said = [FORMAT, identity(bench.weights), bench.task.fingerprint, asdict(job), options]
+    said = [FORMAT, identity(bench.weights), bench.task.fingerprint, bench.task.ordinal, asdict(job), options]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -208,7 +208,7 @@ def _read(row: Row) -> Row:
 
 
 def compare(rows: list[Row], store: Store) -> list[dict[str, Any]]:
-    """The first weights against each of the others, wherever both did the same: a paired bootstrap.
+    """Of all weights that did the same, the first against each of the others: a paired bootstrap.
 
     The resamples of a set are the same for all weights, so the difference on each is a matter of subtraction. The p
     values are not corrected for the number of comparisons.

@@ -26,9 +26,10 @@ from ssl_mednet.errors import ArtifactError, DataError, RecipeError, UserError
 from ssl_mednet.evaluation.bench import PROTOCOLS, Bench, Job, find_device
 from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
 from ssl_mednet.evaluation.leaks import count_copies
+from ssl_mednet.evaluation.names import short_names
 from ssl_mednet.evaluation.results import COMPARISONS, RESULTS, Row, Store, compare, make_row, row_key
 from ssl_mednet.evaluation.suite import SetSection, Suite, load_suite, locate
-from ssl_mednet.evaluation.weights import Weights, channels_of, load_weights, short_name
+from ssl_mednet.evaluation.weights import Weights, channels_of, load_weights
 from ssl_mednet.files import check_folder, write_json
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
 from ssl_mednet.progress import Progress, warn
@@ -44,7 +45,7 @@ class Results:
     """Rows as they are written to ``results.json``, and where that is.
 
     ``comparisons`` are the paired tests of the first weights against the others; ``failed`` are sets that could not be
-    opened or that the weights cannot see, with the reason.
+    opened or evaluated, or that the weights cannot see, with the reason.
     """
 
     rows: list[Row]
@@ -72,7 +73,7 @@ def evaluate(
         overrides: ``key=value`` of the suite's keys.
 
     Raises:
-        UserError: anything a user can mend. A set that cannot be opened does not end the run unless no set can.
+        UserError: anything a user can mend. A set that cannot be evaluated does not end the run unless no set can.
     """
     began = time.time()
     plan = load_suite(suite, data, overrides)
@@ -84,7 +85,9 @@ def evaluate(
     device = find_device(plan.device)
     told = channels_of(names) if plan.channels == "auto" else plan.channels
     store = Store(folder)
+    command = _command(names, suite, data, plan, overrides or [])
     rows: list[Row] = []
+    comparisons: list[dict[str, Any]] = []
     failed: dict[str, UserError] = {}
     untold: list[str] = []
     for section, name in zip(plan.sets, task_names([s.source for s in plan.sets]), strict=True):
@@ -92,6 +95,9 @@ def evaluate(
         try:
             loaded = list(load_weights(names, kind, plan.image_size, plan.seeds[0]))
             task = open_set(section, kind, plan, quiet, max(w.preprocessing.image_size for w in loaded))
+            while untold:  # there is one to go on with
+                log.warning("%s is left out: %s", untold[0], _reason(untold[0], failed[untold.pop(0)]))
+            own = _evaluate_set(replace(task, name=name), loaded, names, plan, store, device, quiet)
         except (ArtifactError, DataError) as error:
             if isinstance(error, ArtifactError) and kind == (told or kind):
                 raise  # the weights are to blame, whatever set they are shown
@@ -100,17 +106,20 @@ def evaluate(
             failed[section.source] = error
             untold.append(section.source)
             continue
-        while untold:  # there is one to go on with
-            log.warning("%s is left out: %s", untold[0], _reason(untold[0], failed[untold.pop(0)]))
-        rows += _evaluate_set(replace(task, name=name), loaded, names, plan, store, device, quiet)
-        write_json(folder / RESULTS, rows, nan=False)
+        rows, comparisons = rows + own, comparisons + compare(own, store)
+        _write(folder, rows, comparisons, session(command, plan, began))
     if not rows:
         raise next(iter(failed.values()))
-    comparisons = compare(rows, store)
+    return Results(rows, folder / RESULTS, comparisons, {k: _reason(k, e) for k, e in failed.items()})
+
+
+def _write(folder: Path, rows: list[Row], comparisons: list[dict[str, Any]], how: dict[str, Any]) -> None:
+    """What there is so far, and how it was made; where that ends half-way, no verdict on earlier rows is left."""
+    for name in (COMPARISONS, RUN):
+        (folder / name).unlink(missing_ok=True)
     write_json(folder / RESULTS, rows, nan=False)
     write_json(folder / COMPARISONS, comparisons, nan=False)
-    write_json(folder / RUN, session(_command(names, suite, data, plan, overrides or []), plan, began))
-    return Results(rows, folder / RESULTS, comparisons, {k: _reason(k, e) for k, e in failed.items()})
+    write_json(folder / RUN, how)
 
 
 def _reason(source: str, error: UserError) -> str:
@@ -159,9 +168,10 @@ def _evaluate_set(
         _row(Bench(_majority(task), task, plan, device, quiet, copies), Job(MAJORITY, 1.0, None, plan.seeds[0]), store)
     ]
     shown: list[np.ndarray] = []
+    short = short_names(names)
     for weights in loaded:
         if not quiet:
-            print(f"{task.name}: {short_name(weights.name)}", file=sys.stderr)
+            print(f"{task.name}: {short[weights.name]}", file=sys.stderr)
         bench = Bench(weights, task, plan, device, quiet, copies)
         own = _run_jobs(bench, list(_jobs(plan, weights, task)), store)
         for seed in plan.seeds[1:] if weights.random else ():
@@ -229,7 +239,12 @@ def _row(bench: Bench, job: Job, store: Store) -> Row:
     if kept is not None:
         return kept | {"weights": bench.weights.name, "task": bench.task.name, "source": bench.task.source}
     began = time.perf_counter()
-    row, arrays = make_row(bench, job, PROTOCOLS.get(job.protocol).run(bench, job), key)
+    try:
+        outcome = PROTOCOLS.get(job.protocol).run(bench, job)
+    except DataError as error:
+        error.message = f"{bench.task.source}: {job}: {error.message}"
+        raise
+    row, arrays = make_row(bench, job, outcome, key)
     row["seconds"] = round(time.perf_counter() - began, 2)
     store.put(row, arrays)
     return row

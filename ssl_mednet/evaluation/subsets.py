@@ -20,15 +20,22 @@ def few_shot(labels: np.ndarray, shots: int, draw: int, seed: int) -> np.ndarray
 
 
 def fraction(labels: np.ndarray, share: float, draw: int, seed: int) -> np.ndarray:
-    """Positions of a share of the rows, of every class alike and at least one of each; multi-label rows at large.
+    """Positions of a share of the rows, of every class alike and at least one of each.
+
+    Multi-label rows are drawn at large, but two at least, which differ in some label where any rows do.
 
     Args:
         labels: ``[N]`` class numbers, or ``[N, L]``.
     """
     if share >= 1:
         return np.arange(len(labels))
-    strata = labels if labels.ndim == 1 else np.zeros(len(labels), np.int64)
-    return _first_of_each_class(strata, lambda count: max(1, round(share * count)), draw, seed)
+    if labels.ndim == 1:
+        return _first_of_each_class(labels, lambda count: max(1, round(share * count)), draw, seed)
+    order = _order(len(labels), draw, seed)
+    unlike = np.flatnonzero((labels[order] != labels[order[0]]).any(axis=1))
+    if len(unlike):  # the first of them comes second; where it is among the chosen anyway, they are the same
+        order = np.concatenate([order[:1], order[unlike[:1]], np.delete(order, [0, unlike[0]])])
+    return np.sort(order[: max(2, round(share * len(order)))])
 
 
 def balanced(labels: np.ndarray, count: int) -> np.ndarray:
@@ -45,9 +52,14 @@ def balanced(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def _first_of_each_class(labels: np.ndarray, wanted: Callable[[int], int], draw: int, seed: int) -> np.ndarray:
-    order = np.random.default_rng(stable_hash(seed, draw, "labels")).permutation(len(labels))
+    order = _order(len(labels), draw, seed)
     chosen = []
     for number in np.unique(labels):
         members = order[labels[order] == number]
         chosen.append(members[: wanted(len(members))])
     return np.sort(np.concatenate(chosen))
+
+
+def _order(count: int, draw: int, seed: int) -> np.ndarray:
+    """The order in which a draw takes the rows."""
+    return np.random.default_rng(stable_hash(seed, draw, "labels")).permutation(count)

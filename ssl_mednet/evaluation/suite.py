@@ -41,7 +41,9 @@ class Suite(Section):
     labels: list[Fraction] = Field([1.0], min_length=1, description="shares of the training labels")
     shots: list[Positive] = Field([1, 5, 10, 50], min_length=1, description="labels a class, for few-shot protocols")
     draws: int = Field(20, ge=1, description="draws of the labels wherever not all are used")
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="of untrained nets, fine-tuning")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        [0], min_length=1, description="of untrained nets and of fine-tuning, which takes a draw of few labels for each"
+    )
     corrupted: int = Field(500, ge=1, description="test images, as many of each class, that robustness is tried on")
     image_size: int | None = Field(None, ge=16, description="for untrained nets alone; weights know their own")
     convert: bool = Field(False, description="turn images of the other kind (gray, color) into that of the weights")

@@ -10,8 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ssl_mednet.evaluation.names import short_names
 from ssl_mednet.evaluation.results import Row
-from ssl_mednet.evaluation.weights import short_name
 
 _WIDTH = 22  # of a name, characters
 _NO_GROUPS = "the set names no groups"
@@ -24,21 +24,25 @@ def show(rows: list[Row], comparisons: list[dict[str, Any]] | None = None, conso
     """Print for each task: all labels, with 95 % intervals and the best AUROC in bold; then fewer labels; corruptions.
 
     Args:
-        comparisons: of the first weights with the others; the column "vs. 1st" says how a row compares with them.
+        comparisons: of weights with others; the column "vs. 1st" says how a row compares with the first weights of
+            its task, and nothing where those have no such row.
     """
     console = console or Console()
+    names = short_names(r["weights"] for r in rows)
     for task, of_task in groupby(rows, key=lambda r: r["task"]):
         own = list(of_task)
-        console.print(_full_table(task, own, comparisons or []))
+        first = next((r["weights"] for r in own if r["protocol"] != "majority"), "")
+        with_first = [c for c in comparisons or [] if c["a"] == first]
+        console.print(_full_table(task, own, names, with_first))
         fewer = [r for r in own if r["shots"] or (r["labels"] or 1.0) < 1]
         if fewer:
-            console.print(_fewer_labels(fewer, comparisons or []))
+            console.print(_fewer_labels(fewer, names, with_first))
         robust = [r for r in own if r["protocol"] == "robustness"]
         if robust:
-            console.print(_robustness(robust))
+            console.print(_robustness(robust, names))
 
 
-def _full_table(task: str, rows: list[Row], comparisons: list[dict[str, Any]]) -> Table:
+def _full_table(task: str, rows: list[Row], names: dict[str, str], comparisons: list[dict[str, Any]]) -> Table:
     full = [r for r in rows if r["labels"] == 1.0 and "auroc" in r["metrics"]]
     first = full[-1]
     title = f"{task}: {len(first['classes'])} classes, {first['n_train']} training and {first['n']} test images"
@@ -50,12 +54,12 @@ def _full_table(task: str, rows: list[Row], comparisons: list[dict[str, Any]]) -
         cells = [_cell(row["metrics"][m]) for m in ("auroc", "balanced_accuracy")]
         if row["metrics"]["auroc"]["value"] == best:
             cells[0] = f"[bold]{cells[0]}[/bold]"
-        named = ("largest class", "none") if row["protocol"] == "majority" else (_name(row), _probe(row))
+        named = ("largest class", "none") if row["protocol"] == "majority" else (_name(row, names), _probe(row))
         table.add_row(*named, *cells, _verdict(row, comparisons))
     return table
 
 
-def _fewer_labels(rows: list[Row], comparisons: list[dict[str, Any]]) -> Table:
+def _fewer_labels(rows: list[Row], names: dict[str, str], comparisons: list[dict[str, Any]]) -> Table:
     """AUROC by the number of labels, a line for each backbone and way to probe it, with a mark where it differs."""
     amounts = sorted({_amount(r) for r in rows}, key=lambda a: (a[0] == 0, a))
     title = "fewer labels: AUROC by labels a class, or by share of all labels"
@@ -74,7 +78,7 @@ def _fewer_labels(rows: list[Row], comparisons: list[dict[str, Any]]) -> Table:
         table.add_column(str(shots) if shots else f"{100 * share:g} %", no_wrap=True)
     lines: dict[tuple[str, str], dict[tuple[int, float], str]] = {}
     for row in rows:
-        lines.setdefault((_name(row), _probe(row)), {})[_amount(row)] = (
+        lines.setdefault((_name(row, names), _probe(row)), {})[_amount(row)] = (
             _three(row["metrics"]["auroc"]["value"]) + verdicts[id(row)]
         )
     for named, values in lines.items():
@@ -82,13 +86,15 @@ def _fewer_labels(rows: list[Row], comparisons: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _robustness(rows: list[Row]) -> Table:
+def _robustness(rows: list[Row], names: dict[str, str]) -> Table:
     caption = f"corrupted: mean over corruptions and severities; {_intervals(rows[0])}"
     table = _table("robustness: balanced error of the linear probe", caption, "weights")
     for name in ("clean images", "corrupted images"):
         table.add_column(name, no_wrap=True)
     for row in rows:
-        table.add_row(_name(row), *(_cell(row["metrics"][m]) for m in ("clean_balanced_error", "balanced_error")))
+        table.add_row(
+            _name(row, names), *(_cell(row["metrics"][m]) for m in ("clean_balanced_error", "balanced_error"))
+        )
     return table
 
 
@@ -99,8 +105,8 @@ def _table(title: str, caption: str, *columns: str) -> Table:
     return table
 
 
-def _name(row: Row) -> str:
-    name = short_name(row["weights"]) + (f" seed {row['seed']}" if row["seed"] else "")
+def _name(row: Row, names: dict[str, str]) -> str:
+    name = names[row["weights"]] + (f" seed {row['seed']}" if row["seed"] else "")
     return name if len(name) <= _WIDTH else name.replace(":", ":\n  ", 1)
 
 

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -180,8 +179,3 @@ def identity(weights: Weights) -> str:
     """What the features of an image depend on: weights, structure and preprocessing, in one short word."""
     said = json.dumps([weights.digest, vars(weights.preprocessing)], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:24]
-
-
-def short_name(spec: str) -> str:
-    """What a table calls the weights: the folder's own name, or the spec as it is."""
-    return spec if _special(spec) else Path(spec).name or spec

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from ssl_mednet.evaluation.names import short_name
 from ssl_mednet.reporting import words
 from ssl_mednet.reporting.references import Beside
 from ssl_mednet.reporting.rows import Estimate, source_name
@@ -117,7 +118,7 @@ def published(pairs: Sequence[Beside]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for pair in pairs:
         result, row = pair.published, pair.row
-        ours = f"{words.short_names([row.label])[row.label]}, {words.protocol_name(row.protocol)}, {row.image_size} px"
+        ours = f"{short_name(row.label)}, {words.protocol_name(row.protocol)}, {row.image_size} px"
         figures = [interval(row.metric(m)) for m in ("auroc", "accuracy")]
         said = [f"{result.method} on {result.set}", f"{result.size} px", f"{result.auc:.3f}", f"{result.acc:.3f}"]
         lines.append([*said, ours, *figures, pair.same_images, pair.same_protocol])

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ssl_mednet.evaluation.names import short_names
 from ssl_mednet.reporting import words
 from ssl_mednet.reporting.load import Study
 from ssl_mednet.reporting.rows import Comparison, Estimate, Row
@@ -216,5 +217,5 @@ def sort_into_tasks(study: Study) -> list[Task]:
 def number_series(rows: Iterable[Row]) -> dict[str, Series]:
     """Weights in the order in which they were first evaluated, the trivial baseline last."""
     labels = list(dict.fromkeys(r.label for r in sorted(rows, key=lambda r: r.protocol == "majority")))
-    names = words.short_names(labels)
+    names = short_names(labels)
     return {label: Series(i, label, names[label]) for i, label in enumerate(labels)}

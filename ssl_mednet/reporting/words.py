@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 PROTOCOLS = {
     "linear": "linear probe",
@@ -89,22 +88,3 @@ def labels_used(labels: float | None, shots: int | None) -> str:
     if shots is not None:
         return f"{shots} a class"
     return NOTHING if labels is None else "all" if labels == 1 else share(labels)
-
-
-def short_names(weights: Iterable[str]) -> dict[str, str]:
-    """A short name for each of ``weights``, all different: the folder's own name for a path, the whole otherwise.
-
-    >>> short_names(["runs/gray", "random:resnet10t", "other/ct/backbone"])
-    {'runs/gray': 'gray', 'random:resnet10t': 'random:resnet10t', 'other/ct/backbone': 'ct'}
-    """
-    names = list(dict.fromkeys(weights))
-    short = {name: _short(name) for name in names}
-    taken = [*short.values()]
-    return {name: one if taken.count(one) == 1 else name for name, one in short.items()}
-
-
-def _short(label: str) -> str:
-    weights, bracket, folder = label.partition(" [")  # the folder that a label may carry stays with it
-    path = Path(weights)
-    name = path.parent.name if path.name == "backbone" else path.name
-    return (weights if ":" in weights and "/" not in weights else name or weights) + bracket + folder

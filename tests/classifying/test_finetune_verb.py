@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from ssl_mednet.data.corpus import CorpusSpec
 from ssl_mednet.data.labelled import open_labelled
 from ssl_mednet.errors import ArtifactError, DataError, RecipeError, UserError
 from ssl_mednet.evaluation.features import extract
+from ssl_mednet.evaluation.finetune import Finetuned
 from ssl_mednet.evaluation.weights import load_weights
 from ssl_mednet.probe import with_temperature
 
@@ -174,6 +176,23 @@ def test_small_nets_are_fine_tuned_by_default_where_there_are_images_enough(
     assert chosen("few") == "linear"
     assert chosen("enough", FEW=60) == "linear_then_finetune"
     assert chosen("a large net", FEW=60, SMALL_NET=10) == "linear"
+
+
+def test_the_seed_is_that_of_the_training_too(
+    backbone: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["finetune.epochs=1", "finetune.min_steps=1", "finetune.max_steps=2", "seed=3"]
+    used, original = [], fit.train
+
+    def spied(*args: Any, **more: Any) -> Finetuned:
+        used.append(more["seed"])
+        return original(*args, **more)
+
+    monkeypatch.setattr(fit, "train", spied)
+    made = finetune(backbone, labelled, tmp_path / "m", "finetune", overrides=options, quiet=True)
+    assert used == [made.row["seed"]] == [3]
+    with pytest.raises(RecipeError, match=r"seeds: one classifier.*seed=4"):
+        finetune(backbone, labelled, tmp_path / "other", overrides=["seeds=[4]"], quiet=True)
 
 
 def test_weights_of_imagenet_become_a_model_of_plain_timm(labelled: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from ssl_mednet.evaluation import results
 
 # By FORMAT: AUROC, calibration error before and after the temperature from val, and what val chose.
 WRITTEN: dict[int, dict[str, tuple[float, float | None, float | None, dict[str, float]]]] = {
-    4: {
+    5: {
         "knn": (0.4387, 0.1672, 0.1004, {"k": 20, "temperature_of_calibration": 3.595}),
         "linear": (0.5670, 0.0754, 0.0550, {"strength": 0.01, "temperature_of_calibration": 3.112}),
         "few_shot_linear": (0.4311, None, None, {"strength": 0.01}),

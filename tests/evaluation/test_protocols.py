@@ -17,6 +17,7 @@ from ssl_mednet import evaluate
 from ssl_mednet.augment.corruptions import SEVERITIES, corruptions_of
 from ssl_mednet.data.corpus import Corpus, CorpusSpec
 from ssl_mednet.data.labelled import LabelledSet, open_labelled
+from ssl_mednet.draws import stable_hash
 from ssl_mednet.errors import DataError, RecipeError
 from ssl_mednet.evaluation import bench as bench_module
 from ssl_mednet.evaluation import protocols as protocols_module
@@ -75,6 +76,31 @@ def test_a_share_of_the_labels_has_every_class() -> None:
     assert len(fraction(np.ones((50, 3), int), 0.1, draw=0, seed=0)) == 5
 
 
+def test_a_small_share_of_several_findings_has_something_to_tell_apart() -> None:
+    """Rare findings: without care the few rows of a draw have none, and there is nothing to learn from."""
+    labels = np.zeros((100, 2), int)
+    labels[:4, 0], labels[2:6, 1] = 1, 1
+    for draw in range(20):
+        chosen = {share: fraction(labels, share, draw, seed=0) for share in (0.01, 0.02, 0.1, 0.5)}
+        assert [len(rows) for rows in chosen.values()] == [2, 2, 10, 50]
+        assert set(chosen[0.01]) <= set(chosen[0.02]) < set(chosen[0.1]) < set(chosen[0.5])
+        assert all((np.ptp(labels[rows], axis=0) > 0).any() for rows in chosen.values())
+        at_large = np.random.default_rng(stable_hash(0, draw, "labels")).permutation(100)[:50]
+        np.testing.assert_array_equal(chosen[0.5], np.sort(at_large))  # where all is well nothing is chosen
+
+
+def test_draws_of_labels_depend_on_the_seed_of_the_suite_alone(task: LabelledSet) -> None:
+    """An untrained net at another seed sees the labels that the weights beside it see."""
+
+    def scores(protocol: str, suite_seed: int, seed: int) -> np.ndarray:
+        amount = {"labels": None, "shots": 2} if protocol.startswith("few") else {"labels": 0.05, "shots": None}
+        return PROTOCOLS.get(protocol).run(bench_of(task, seed=suite_seed), Job(protocol, seed=seed, **amount)).scores
+
+    for protocol in ("knn", "linear", "few_shot_linear", "few_shot_knn", "few_shot_centroid"):
+        np.testing.assert_array_equal(scores(protocol, 0, 0), scores(protocol, 0, 1))
+        assert not np.array_equal(scores(protocol, 0, 0), scores(protocol, 7, 0))
+
+
 def test_few_shot_centroid_decides_as_scikit_learn_on_normalised_features(bench: Bench) -> None:
     outcome = run(bench, "few_shot_centroid", None, 10)
     x = bench.features("train") / np.linalg.norm(bench.features("train"), axis=1, keepdims=True)
@@ -130,11 +156,11 @@ def test_few_labels_are_fine_tuned_on_the_draw_that_the_probe_has(
 
     monkeypatch.setattr(protocols_module, "finetune", spied)
     said = {"finetune": {"max_steps": 3, "precision": "float32"}}
-    suite = Suite.model_validate({"sets": [{"source": TASK}], **said})
+    suite = Suite.model_validate({"sets": [{"source": TASK}], "seed": 5, **said})
     untrained = next(load_weights(["random:resnet10t"], "gray", 32, 0))
     bench = Bench(replace(untrained, name="runs/trained"), task, suite, torch.device("cpu"), True)
     outcomes = [PROTOCOLS.get("few_shot_finetune").run(bench, Job("few_shot_finetune", None, 2, s)) for s in (0, 1)]
-    draws = [few_shot(bench.labels("train"), 2, draw=number, seed=0) for number in (0, 1)]
+    draws = protocols_module._draws(bench, Job("few_shot_linear", None, 2, 0))[:2]
     assert used == [task.splits["train"][rows].tolist() for rows in draws]
     assert [o.n_train for o in outcomes] == [10, 10]
     assert outcomes[0].val_scores is not None

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score
 
 from ssl_mednet import evaluate
+from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.errors import ArtifactError, DataError
 from ssl_mednet.evaluation import features as features_module
 from ssl_mednet.evaluation import protocols as protocols_module
+from ssl_mednet.evaluation import run as run_module
 from ssl_mednet.evaluation.results import Store
 from ssl_mednet.evaluation.run import Results
+from ssl_mednet.evaluation.suite import SetSection
 from ssl_mednet.evaluation.table import show
+from ssl_mednet.files import write_json
 from ssl_mednet.probe import METRICS, paired_bootstrap
+from ssl_mednet.reporting.load import load_study
 
 TASK = "phantoms:gray?n=400"  # is there a lesion: hard, so that nothing is 1
 SAID = ["draws=3", "resamples=200", "shots=[5]", "protocols=[knn,linear,few_shot_linear]"]
@@ -187,6 +194,88 @@ def test_a_set_that_cannot_be_opened_costs_that_set_only(tmp_path: Path, caplog:
     with pytest.raises(ArtifactError, match=r"^nowhere: "):  # no set is to blame
         evaluate(["baseline:pixels", "nowhere"], suite=suite | {"channels": "gray"}, out=tmp_path, quiet=True)
     assert len(caplog.messages) == 1
+
+
+def one_class_to_learn_from(folder: Path) -> Path:
+    """A set whose official train split has one class, all of val and test both."""
+    folder.mkdir()
+    lines = ["path,label,split"]
+    for number in range(24):
+        picture = np.random.default_rng(number).integers(0, 255, (32, 32), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / f"{number}.png")
+        split = ("train", "val", "test")[number % 3]
+        lines.append(f"{number}.png,{'a' if split == 'train' else 'ab'[number % 2]},{split}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_a_set_that_cannot_be_evaluated_costs_that_set_only(tmp_path: Path) -> None:
+    bad = str(one_class_to_learn_from(tmp_path / "bad"))
+    said = ["protocols=[knn,linear]", "resamples=20", "gallery=0"]
+    found = evaluate(["baseline:pixels"], None, [bad, TASK], tmp_path / "out", said, quiet=True)
+    assert {r["task"] for r in found.rows} == {"phantoms:gray"}
+    assert json.loads(found.path.read_text()) == json.loads(json.dumps(found.rows))
+    assert list(found.failed) == [bad]
+    assert found.failed[bad].startswith("linear, 100 % of the labels: a linear probe has nothing to learn from train")
+    with pytest.raises(DataError, match=r"bad: linear, 100 % of the labels: .*all rows are of class 0"):
+        evaluate(["baseline:pixels"], data=bad, out=tmp_path / "out", overrides=said, quiet=True)
+
+
+def test_a_run_that_ends_early_leaves_no_verdicts_on_earlier_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [f"phantoms:gray?n=200&seed={seed}" for seed in (1, 2)]
+    weights = ["baseline:pixels", "baseline:histogram"]
+
+    def run(*said: str) -> Results:
+        said = ("protocols=[knn]", "resamples=20", "gallery=0", *said)
+        return evaluate(weights, None, sources, tmp_path, list(said), quiet=True)
+
+    def check(tasks: int) -> None:
+        study = load_study([tmp_path])
+        assert len(study.rows) == 3 * tasks
+        values = {row.key: row.metric("auroc").value for row in study.rows}
+        pairs = {key: one.value for key, one in study.differences.items() if key[2] == "auroc"}
+        assert len(pairs) == len(json.loads((tmp_path / "comparisons.json").read_text())) / 2 == tasks
+        assert list(pairs.values()) == pytest.approx([values[a] - values[b] for a, b, _ in pairs])
+
+    run()
+    check(2)
+    with monkeypatch.context() as patched:
+
+        def killed(section: SetSection, *rest: Any) -> LabelledSet:
+            if section.source == sources[1]:
+                raise KeyboardInterrupt
+            return original(section, *rest)
+
+        original = run_module.open_set
+        patched.setattr(run_module, "open_set", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("knn_k=[1]")
+    check(1)
+    assert "knn_k=[1]" in json.loads((tmp_path / "run.json").read_text())["command"]
+    with monkeypatch.context() as patched:
+
+        def torn(path: Path, *rest: Any, **more: Any) -> None:
+            if path.name == "comparisons.json":
+                raise KeyboardInterrupt
+            write_json(path, *rest, **more)
+
+        patched.setattr(run_module, "write_json", torn)
+        with pytest.raises(KeyboardInterrupt):
+            run("knn_k=[3]")
+    assert not load_study([tmp_path]).differences
+
+
+def test_classes_that_have_an_order_after_all_are_measured_as_such(tmp_path: Path) -> None:
+    def kinds(**said: bool) -> list[tuple[str, bool]]:
+        suite = {"sets": [{"source": TASK, **said}], "protocols": ["knn"], "resamples": 20, "gallery": 0}
+        rows = evaluate(["baseline:pixels"], suite=suite, out=tmp_path, quiet=True).rows
+        return [(row["kind"], "quadratic_kappa" in row["metrics"]) for row in rows]
+
+    assert kinds() == [("multi-class", False)] * 2
+    assert kinds(ordinal=True) == [("ordinal", True)] * 2
+    assert kinds() == [("multi-class", False)] * 2
 
 
 def test_seeds_repeat_what_is_random_only(tmp_path: Path) -> None:

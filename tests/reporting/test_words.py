@@ -26,16 +26,6 @@ def test_numbers() -> None:
     assert words.count(1092, "class", "classes") == "1,092 classes"
 
 
-def test_names_are_short_where_that_is_clear() -> None:
-    assert words.short_names(["runs/gray", "random:resnet10t", "other/ct/backbone", "runs/x [out/b]"]) == {
-        "runs/gray": "gray",
-        "random:resnet10t": "random:resnet10t",
-        "other/ct/backbone": "ct",
-        "runs/x [out/b]": "x [out/b]",
-    }
-    assert words.short_names(["a/gray", "b/gray"]) == {"a/gray": "a/gray", "b/gray": "b/gray"}
-
-
 @pytest.mark.parametrize(
     ("said", "shown"),
     [
