@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from ssl_mednet.files import with_nan
+
 # Identifiers that hubs know, by our SPDX ones; anything else is "other" with its name beside it.
 _HUB_LICENCES = frozenset(
     {
@@ -166,7 +168,7 @@ def _figures(ours: dict[str, Any]) -> str:
     counted = ours.get("classifier", {}).get("counted") or "test images"
     head = f"| set | protocol | metric | value | 95 % interval | {counted} |\n| --- | --- | --- | --- | --- | --- |"
     lines = [
-        f"| {f['task']} | {f['protocol']} | {f['metric']} | {' | '.join(in_words(f))} | {f['n']} |"
+        f"| {f['task']} | {f['protocol']} | {f['metric']} | {' | '.join(in_words(with_nan(f)))} | {f['n']} |"
         for f in ours["figures"]
     ]
     return "\n".join(["\n## Figures\n", head, *lines, ""])
@@ -177,7 +179,7 @@ def in_words(figure: dict[str, float]) -> tuple[str, str]:
     if math.isnan(figure["value"]):
         return "not defined", "one class only"
     if math.isnan(figure["low"]):
-        return f"{figure['value']:.3f}", "one image or group only"
+        return f"{figure['value']:.3f}", "one image or group only" if figure.get("resamples", 1) else "no resamples"
     return f"{figure['value']:.3f}", f"{figure['low']:.3f} to {figure['high']:.3f}"
 
 

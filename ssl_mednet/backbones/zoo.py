@@ -11,7 +11,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ssl_mednet.backbones.card import in_words
 from ssl_mednet.errors import did_you_mean
+from ssl_mednet.files import with_nan
 
 VARIABLE = "SSL_MEDNET_ZOO"
 MAX_BYTES = 16 * 1024**2  # of the weights of an entry in the package: what a wheel can carry
@@ -69,5 +71,6 @@ def _line(folder: Path) -> str:
 
 def figure_text(figure: dict[str, Any]) -> str:
     """``"AUROC .991 (.985 to .995) on brain_mri, linear"`` for an entry of ``figures`` in a config."""
-    value, low, high = (f"{figure[k]:.3f}".removeprefix("0") for k in ("value", "low", "high"))
-    return f"{figure['metric'].upper()} {value} ({low} to {high}) on {figure['task']}, {figure['protocol']}"
+    value, interval = in_words(with_nan(figure))
+    said = f"{value} ({interval})".replace("0.", ".")
+    return f"{figure['metric'].upper()} {said} on {figure['task']}, {figure['protocol']}"

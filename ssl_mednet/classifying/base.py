@@ -37,7 +37,6 @@ class Base:
     """
 
     weights: Weights
-    model_args: dict[str, Any]
     licences: dict[str, int]
     artifact: Path | None
     held_out: list[dict[str, Any]] = field(default_factory=list)
@@ -72,8 +71,8 @@ def open_base(spec: str, channels: str, image_size: int | None) -> Base:
         model = create_backbone(architecture, args)
         model.load_state_dict(start.state)
         pre = Preprocessing(kind, size, start.mean, start.std)
-        weights = Weights(spec, model.eval(), pre, state_hash(model), architecture, start.sha256)
-        return Base(weights, args, start.licences, None)
+        weights = Weights(spec, model.eval(), pre, state_hash(model), architecture, args, start.sha256)
+        return Base(weights, start.licences, None)
     if spec.partition(":")[0] in ("random", "baseline", "imagenet") and ":" in spec:
         raise ArtifactError(f"{spec}: a classifier is built on trained weights", "a run, a name, imagenet:NAME")
     folder = find_artifact(spec, "imagenet:NAME")
@@ -82,8 +81,9 @@ def open_base(spec: str, channels: str, image_size: int | None) -> Base:
     assert isinstance(preprocessing, Preprocessing)
     if channels not in ("auto", preprocessing.channels):
         raise ArtifactError(f"{spec}: made for {preprocessing.channels} images, not {channels}")
-    weights = Weights(spec, model, preprocessing, state_hash(model), config["architecture"], ours.get("sha256", ""))
-    return Base(weights, config["model_args"], inherited_licences(ours), folder, inherited_held_out(ours))
+    built = config["architecture"], config["model_args"]
+    weights = Weights(spec, model, preprocessing, state_hash(model), *built, ours.get("sha256", ""))
+    return Base(weights, inherited_licences(ours), folder, inherited_held_out(ours))
 
 
 def keep_backbone(base: Base, out: Path, trained: Any, data: dict[str, Any], name: str) -> None:
@@ -105,7 +105,7 @@ def keep_backbone(base: Base, out: Path, trained: Any, data: dict[str, Any], nam
         weights.model if trained is None else trained,
         out,
         weights.architecture,
-        base.model_args,
+        weights.model_args,
         weights.preprocessing,
         provenance,
     )

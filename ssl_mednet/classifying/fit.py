@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -139,10 +140,12 @@ def finetune(
     labelled = len(task.splits["train"]) + len(task.splits["val"])
     if protocol == "auto":
         protocol = BOTH if labelled >= FEW and _affordable(base, device) else LINEAR
+    options = {"weights": weights, "data": data, "out": out, "protocol": protocol}
+    command = _command(options | {"channels": channels, "modality": modality}, convert, overrides or ())
     folds = protocol == LINEAR and "val" in task.made and labelled < FEW
     fit = _by_folds(bench) if folds else _by_val(bench, protocol)
     with whole_folder(folder) as temporary:
-        row = _measure(fit, protocol, temporary / RESULTS, f"{weights} --data {data} --out {out}", began)
+        row = _measure(fit, protocol, temporary / RESULTS, command, began)
         said = _about(fit, base, protocol, row)
         trained = None if protocol == LINEAR else fit.classifier.backbone
         keep_backbone(base, temporary / BACKBONE, trained, said["data"], folder.name)
@@ -152,6 +155,12 @@ def finetune(
         (temporary / "README.md").write_text(model_readme(folder.name, said))
     point = said["operating_point"].get("metrics", {})
     return Fitted(folder, row, point, fit.cross_validated, said["data"]["publishing"])
+
+
+def _command(options: dict[str, Any], convert: bool, overrides: Sequence[str]) -> str:
+    """What a reader types to get this model, also on a machine for which ``auto`` is another protocol."""
+    words = [word for name, value in options.items() if value for word in (f"--{name}", str(value))]
+    return shlex.join(["ssl-mednet", "finetune", *words, *(["--convert"] if convert else []), *overrides])
 
 
 def _affordable(base: Base, device: torch.device) -> bool:
@@ -196,7 +205,7 @@ def _by_folds(bench: Bench) -> _Fit:
     features, labels = bench.features("train"), bench.labels("train")
     strengths = tuple(bench.suite.strengths)
     units = _with_copies(task, rows)
-    found = cross_validate(features, labels, units, strengths, len(task.classes), bench.suite.seed)
+    found = cross_validate(features, labels, units, strengths, task.classes, bench.suite.seed)
     how = f"{found.folds}-fold cross-validation{' by group' if (task.groups[rows] >= 0).any() else ''}"
     note = f"strength, temperature and thresholds are from {how} of the {len(rows)} training images"
     if not tested:
@@ -250,7 +259,7 @@ def _measure(fit: _Fit, protocol: str, folder: Path, command: str, began: float)
         write_thumbnails(bench.task, folder, ids)
     write_json(folder / ROWS, [row], nan=False)
     write_json(folder / COMPARISONS, [])
-    write_json(folder / RUN, session(f"ssl-mednet finetune --weights {command}", bench.suite, began))
+    write_json(folder / RUN, session(command, bench.suite, began))
     return row
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -45,7 +46,7 @@ def cross_validate(
     labels: np.ndarray,
     groups: np.ndarray,
     strengths: tuple[float, ...],
-    num_classes: int,
+    classes: Sequence[str],
     seed: int = 0,
 ) -> CrossValidated:
     """Nested cross-validation of a linear probe (Varma and Simon 2006).
@@ -53,18 +54,20 @@ def cross_validate(
     Each fold is scored by a probe fitted on the others, at the strength that did best when each of these in turn was
     left out too. The final probe's strength is that which did best over all folds. Best is the lowest log loss of the
     images that were left out: folds of a few images are ranked without fault at many strengths, and of those only the
-    loss tells which probabilities are right.
+    loss tells which probabilities are right. Two folds without which one class alone is left choose nothing.
 
     Args:
         features: ``[N, D]``.
         labels: ``[N]``, or ``[N, L]`` of 0 and 1.
         groups: ``[N]``, -1 where a row has none; a group lies in one fold.
+        classes: their names, of all that labels may say.
 
     Raises:
-        DataError: fewer than three groups, or three images of a class.
+        DataError: fewer than three groups, or three images of a class; or one class alone is left without a fold.
     """
     fold = _folds(labels, groups, seed)
-    count, multilabel = int(fold.max()) + 1, labels.ndim == 2
+    _check_classes(labels, groups, fold, classes)
+    count, num_classes, multilabel = int(fold.max()) + 1, len(classes), labels.ndim == 2
 
     def fitted(left_out: tuple[int, ...]) -> Path:
         rows = ~np.isin(fold, left_out)
@@ -73,15 +76,15 @@ def cross_validate(
     def judged(path: Path, number: int) -> np.ndarray:
         return path.log_loss(features[fold == number], labels[fold == number])
 
-    inner: dict[int, list[np.ndarray]] = {i: [] for i in range(count)}
+    inner, outer = np.full((count, count, len(strengths)), np.nan), np.empty((count, len(strengths)))
     for i, j in combinations(range(count), 2):
-        path = fitted((i, j))  # serves both: chosen for i by how it does on j, and the other way round
-        inner[i].append(judged(path, j))
-        inner[j].append(judged(path, i))
-    scores, distances, outer = np.zeros((len(fold), num_classes)), np.zeros(len(fold)), []
+        if _differ(labels[~np.isin(fold, (i, j))]):
+            path = fitted((i, j))  # serves both: chosen for i by how it does on j, and the other way round
+            inner[i, j], inner[j, i] = judged(path, j), judged(path, i)
+    scores, distances = np.zeros((len(fold), num_classes)), np.zeros(len(fold))
     for i in range(count):
         path, rows = fitted((i,)), fold == i
-        outer.append(judged(path, i))
+        outer[i] = judged(path, i)
         found = path.probe(_lowest(inner[i])).predict_proba(features[rows])
         scores[rows] = _at_prior(found, labels[~rows], labels)
         distances[rows] = Unlike.fit(features[~rows], labels[~rows]).distances(features[rows])
@@ -108,11 +111,31 @@ def _folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
     return np.unique(fold, return_inverse=True)[1]
 
 
-def _lowest(losses: list[np.ndarray]) -> int:
+def _differ(labels: np.ndarray) -> bool:
+    """Whether a probe has something to learn from these: two classes, or a finding that some have and others not."""
+    return bool((labels != labels[:1]).any())
+
+
+def _check_classes(labels: np.ndarray, groups: np.ndarray, fold: np.ndarray, classes: Sequence[str]) -> None:
+    """Refuse labels of which one class alone is left where a fold is left out."""
+    for number in range(int(fold.max()) + 1):
+        rest = labels[fold != number]
+        if _differ(rest):
+            continue
+        if labels.ndim == 2:
+            raise DataError(f"{len(labels)} labelled images: without those of one fold no finding varies", "label more")
+        units = units_of(len(labels), groups)
+        sources = {c: len(np.unique(units[labels == c])) for c in np.setdiff1d(labels, rest)}
+        rare = min(sources, key=lambda c: sources[c])
+        count = sources[rare]
+        told = f"{count} group{'s' if count > 1 else ''} (patients, or images with their copies)"
+        raise DataError(f"class {classes[rare]!r} comes from {told}", f"{count + 1} groups of it at least")
+
+
+def _lowest(losses: np.ndarray) -> int:
     """The strength of the lowest mean loss over the folds ``[F, S]``; the middle one where no fold has a loss."""
-    table = np.stack(losses)
-    known = ~np.isnan(table).any(axis=1)
-    return int(table[known].mean(axis=0).argmin()) if known.any() else table.shape[1] // 2
+    known = ~np.isnan(losses).any(axis=1)
+    return int(losses[known].mean(axis=0).argmin()) if known.any() else losses.shape[1] // 2
 
 
 def _at_prior(scores: np.ndarray, fitted: np.ndarray, labels: np.ndarray) -> np.ndarray:

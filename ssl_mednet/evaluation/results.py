@@ -198,9 +198,10 @@ class Store:
         write_json(self.folder / "rows" / f"{row['key']}.json", row, nan=False)
 
     def resampled(self, row: Row, metric: str) -> Resampled:
+        figure = with_nan(row["metrics"][metric])
         with np.load(self.folder / row["predictions"], allow_pickle=False) as arrays:
             draws = arrays[f"resampled_{metric}"]
-        return Resampled(row["metrics"][metric]["value"], draws, math.isnan(row["metrics"][metric]["low"]))
+        return Resampled(figure["value"], draws, math.isnan(figure["low"]))
 
 
 def _read(row: Row) -> Row:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,8 +32,9 @@ class Weights:
     Args:
         name: what the user called it.
         model: laid out for convolutions here (channels last), which they are faster in.
-        digest: sha256 of its parameters, buffers and structure, on which its features depend.
+        digest: sha256 of its parameters, buffers and structure.
         architecture: timm's name, or what a baseline computes.
+        model_args: what timm built it with; some of it, as how a ViT pools, shows in no parameter.
         published: sha256 of the artifact's file of weights, as its model card states it; empty for others.
     """
 
@@ -42,6 +43,7 @@ class Weights:
     preprocessing: Preprocessing
     digest: str
     architecture: str
+    model_args: dict[str, Any] = field(default_factory=dict)
     published: str = ""
 
     def __post_init__(self) -> None:
@@ -125,7 +127,7 @@ def _trained(spec: str, channels: str) -> Weights:
         hint = f"convert=true turns images into {preprocessing.channels} ones; weights of both kinds need a run each"
         raise ArtifactError(f"{spec}: made for {preprocessing.channels} images, the data is {channels}", hint)
     config = read_config(find_artifact(spec))
-    loaded = _weights(spec, model, preprocessing, config["architecture"])
+    loaded = _weights(spec, model, preprocessing, config["architecture"], config["model_args"])
     return replace(loaded, published=config["ssl_mednet"].get("sha256", ""))
 
 
@@ -143,13 +145,14 @@ def _untrained(
     args = dict(like["model_args"]) if like else backbone_args(name, count, image_size)
     if "img_size" in args:
         args["img_size"] = image_size
+    args["in_chans"] = count
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_hash(seed, "random weights"))
-        model = create_backbone(architecture, {**args, "in_chans": count}).eval()
+        model = create_backbone(architecture, args).eval()
     mean, std = (_NEUTRAL[0],) * count, (_NEUTRAL[1],) * count
     if first.get("channels") == channels:
         mean, std = tuple(first["mean"]), tuple(first["std"])
-    return _weights(spec, model, Preprocessing(channels, image_size, mean, std), architecture)
+    return _weights(spec, model, Preprocessing(channels, image_size, mean, std), architecture, args)
 
 
 def _imagenet(spec: str, name: str, channels: str, image_size: int) -> Weights:
@@ -171,11 +174,18 @@ def _baseline(spec: str, name: str, channels: str, image_size: int) -> Weights:
     return _weights(spec, model(), preprocessing, name)
 
 
-def _weights(spec: str, model: nn.Module, preprocessing: Preprocessing, architecture: str) -> Weights:
-    return Weights(spec, model, preprocessing, state_hash(model), architecture)
+def _weights(
+    spec: str,
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    architecture: str,
+    model_args: dict[str, Any] | None = None,
+) -> Weights:
+    return Weights(spec, model, preprocessing, state_hash(model), architecture, model_args or {})
 
 
 def identity(weights: Weights) -> str:
     """What the features of an image depend on: weights, structure and preprocessing, in one short word."""
-    said = json.dumps([weights.digest, vars(weights.preprocessing)], sort_keys=True)
+    built = weights.architecture, weights.model_args
+    said = json.dumps([weights.digest, *built, vars(weights.preprocessing)], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:24]

@@ -116,7 +116,7 @@ def _described(
 
 
 def _figures(path: Path, digest: str) -> list[dict[str, Any]]:
-    """AUROC with interval of each row on all labels that was measured with the weights of this sha256."""
+    """AUROC with interval, null where not defined, of each row on all labels that these weights were measured with."""
     path = path / "results.json" if path.is_dir() else path
     try:
         rows = json.loads(path.read_text())
@@ -127,7 +127,6 @@ def _figures(path: Path, digest: str) -> list[dict[str, Any]]:
         raise UserError(f"{path}: has no row measured with these weights", "evaluate them, then export")
     ordered = sorted(own, key=lambda r: _FIGURES.index(r["protocol"]) if r["protocol"] in _FIGURES else len(_FIGURES))
     return [
-        {"task": r["task"], "protocol": r["protocol"], "metric": "auroc", "n": r["n"]}
-        | {k: r["metrics"]["auroc"][k] for k in ("value", "low", "high")}
+        {"task": r["task"], "protocol": r["protocol"], "metric": "auroc", "n": r["n"], **r["metrics"]["auroc"]}
         for r in ordered
     ]

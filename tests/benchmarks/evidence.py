@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
+
+from ssl_mednet.files import with_nan
 
 Amount = tuple[str, float | None, int | None]
 Key = tuple[str, str]
@@ -39,17 +42,23 @@ def collected(folders: list[Path], against: str) -> dict[Key, dict[Amount, list[
                 continue
             name = entry["a"] if against else entry["weights"]
             what = entry["protocol"], entry["labels"] if entry["shots"] is None else None, entry["shots"]
-            value = entry if against else entry["metrics"].get("auroc")
-            if value is None or name == "baseline:majority":
+            value = with_nan(entry if against else entry["metrics"].get("auroc", {}))
+            if not value or name == "baseline:majority":
                 continue
             seeds = found.setdefault((entry["task"], name), {}).setdefault(what, {})
-            if seeds.setdefault(entry["seed"], value)["value"] != value["value"]:
+            same = seeds.setdefault(entry["seed"], value)["value"], value["value"]
+            if same[0] != same[1] and not all(map(math.isnan, same)):
                 raise SystemExit(f"{folder}: {entry['task']}, {name}, {what} is another figure in a folder before it")
     return {key: {what: list(seeds.values()) for what, seeds in row.items()} for key, row in found.items()}
 
 
 def number(value: float) -> str:
-    """``.951``, ``-.009``, ``1.000``; a fourth digit where three would be zero, for that is what readers look for."""
+    """``.951``, ``-.009``, ``1.000``; a fourth digit where three would be zero, for that is what readers look for.
+
+    What is not defined is ``n/a``.
+    """
+    if math.isnan(value):
+        return "n/a"
     text = f"{abs(value):.3f}" if abs(value) >= 0.0005 or value == 0 else f"{abs(value):.4f}"
     return ("-" if value < 0 else "") + (text.removeprefix("0") if abs(value) < 0.9995 else text)
 
@@ -61,7 +70,7 @@ def cell(values: list[dict[str, float]], short: bool) -> str:
     low, high = values[0]["low"], values[0]["high"]
     if len(values) > 1:
         low, high = min(v["value"] for v in values), max(v["value"] for v in values)
-    return f"{mean} ({number(low)} to {number(high)})"
+    return f"{mean} ({number(low)} to {number(high)})" if not math.isnan(low) else f"{mean} (no interval)"
 
 
 def table(found: dict[Key, dict[Amount, list[dict[str, float]]]], columns: list[str], short: bool) -> str:

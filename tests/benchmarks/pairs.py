@@ -6,9 +6,9 @@
       --b imagenet:efficientnet_lite0@96 linear@1.0 --without-copies brain_mri busi_us
 
 A row is named by weights and by a protocol with a share of the labels (``0.1``) or labels a class (``10``). All sets
-that have both are shown. Resamples of a set are the same for all rows, so a difference is one of draws, as
-``ssl-mednet evaluate`` takes it within one folder. ``--without-copies`` reads the images again and leaves out those
-test images that have an equal or nearly equal one in the training split.
+that have both are shown. Rows of the same test images that rest on the same resamples are a pair, others are refused: a
+difference is one of draws, as ``ssl-mednet evaluate`` takes it within one folder. ``--without-copies`` reads the images
+again and leaves out those test images that have an equal or nearly equal one in the training split.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from ssl_mednet.auditing.copies import copies
 from ssl_mednet.data.corpus import CorpusSpec
 from ssl_mednet.data.labelled import open_labelled
 from ssl_mednet.evaluation.results import Store
+from ssl_mednet.evaluation.run import RUN
+from ssl_mednet.files import with_nan
 from ssl_mednet.probe import METRICS
 from ssl_mednet.probe.intervals import Difference, difference, paired_bootstrap
 
 Found = tuple[Store, dict[str, Any]]
+STORED = 256  # longest side, pixels, at which evaluate keeps the images of nets that see no more
 
 
 def found(folders: list[Path], weights: str, what: str) -> dict[tuple[str, int], Found]:
@@ -39,28 +42,71 @@ def found(folders: list[Path], weights: str, what: str) -> dict[tuple[str, int],
         for row in json.loads((folder / "results.json").read_text()):
             of = row["protocol"], row["labels"] if row["shots"] is None else None, row["shots"]
             if row["weights"] == weights and of == (protocol, labels, shots):
-                rows[row["task"], row["seed"]] = Store(folder), row
+                rows[row["task"], row["seed"]] = Store(folder), row | {"metrics": with_nan(row["metrics"])}
     return rows
 
 
+def common_resamples(a: Found, b: Found) -> dict[str, int]:
+    """How many resamples the rows rest on, and their seed: as ``run.json`` of their folders says, else the defaults.
+
+    Raises:
+        SystemExit: the rows are not of the same test images, or not of the same resamples, so that they are no pair.
+    """
+    (one, row), (two, other) = a, b
+    no_pair = f"{row['task']}: the rows in {one.folder} and {two.folder} are no pair: "
+    if row["data_fingerprint"] != other["data_fingerprint"]:
+        raise SystemExit(f"{no_pair}they are of other images, labels, splits or groups (data_fingerprint)")
+    first, second = predictions(a), predictions(b)
+    for name in ("rows", "targets", "groups"):
+        if not np.array_equal(first[name], second[name]):
+            raise SystemExit(f"{no_pair}the {name} of their test images differ")
+    said = [resamples_of(store.folder / RUN) for store in (one, two) if (store.folder / RUN).is_file()]
+    if said[1:] and said[0] != said[1]:
+        raise SystemExit(f"{no_pair}they rest on other resamples ({said[0]} and {said[1]})")
+    if len(first["resampled_auroc"]) != len(second["resampled_auroc"]):
+        raise SystemExit(f"{no_pair}they rest on other numbers of resamples")
+    return said[0] if said else {"n": 1000, "seed": 0}
+
+
+def resamples_of(run: Path) -> dict[str, int]:
+    suite = json.loads(run.read_text())["suite"]
+    return {"n": suite["resamples"], "seed": suite["seed"]}
+
+
+def predictions(one: Found) -> dict[str, np.ndarray]:
+    store, row = one
+    with np.load(store.folder / row["predictions"], allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
 def paired(a: Found, b: Found) -> tuple[float, float, Difference]:
+    common_resamples(a, b)
     values = [row["metrics"]["auroc"]["value"] for _, row in (a, b)]
     less, of = (store.resampled(row, "auroc") for store, row in (a, b))
     return values[0], values[1], difference(less, of)
 
 
 def paired_without_copies(a: Found, b: Found) -> tuple[float, float, Difference, int]:
-    """As :func:`paired`, over the test images that are no copies of training images; and how many those are."""
-    arrays = [np.load(store.folder / row["predictions"]) for store, row in (a, b)]
-    row, rows = a[1], arrays[0]["rows"]
-    task = open_labelled(row["source"], CorpusSpec(row["channels"], 256), quiet=True)
+    """As :func:`paired`, over the test images that are no copies of training images; and how many those are.
+
+    Raises:
+        SystemExit: the set, opened again, is not the one that the rows are of.
+    """
+    resamples, arrays, row = common_resamples(a, b), [predictions(a), predictions(b)], a[1]
+    task = open_labelled(row["source"], CorpusSpec(row["channels"], STORED), quiet=True)
+    if task.fingerprint != row["data_fingerprint"]:
+        raise SystemExit(
+            f"{row['task']}: {row['source']}, read at {STORED} px as it is, is not the set that the rows are of: "
+            "it was changed, or they are of images that were converted, given a modality, or stored at another size"
+        )
     pairs = copies(task.corpus, task.corpus, task.splits["train"], task.splits["test"])
-    keep = ~np.isin(rows, np.concatenate([p.right for p in pairs.values()]))
+    keep = ~np.isin(arrays[0]["rows"], np.concatenate([p.right for p in pairs.values()]))
     targets, scores = arrays[0]["targets"][keep], [z["scores"][..., keep, :] for z in arrays]
     groups = arrays[0]["groups"][keep] if row["grouped"] else None
     auroc = METRICS["auroc"]
     values = [float(np.mean([auroc(targets, fit) for fit in s.reshape(-1, *s.shape[-2:])])) for s in scores]
-    return values[0], values[1], paired_bootstrap(auroc, targets, scores[0], scores[1], groups), int(keep.sum())
+    less = paired_bootstrap(auroc, targets, scores[0], scores[1], groups, **resamples)
+    return values[0], values[1], less, int(keep.sum())
 
 
 def main() -> None:

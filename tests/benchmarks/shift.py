@@ -60,7 +60,7 @@ def main() -> None:
                 apart = told_apart(x["train"][y["train"] == number], x[split][of_class])
                 right = (scores.argmax(axis=1) == number)[of_class].mean()
                 print(f"    {name}: told from training images {apart:.3f}, called right {right:.3f}")
-        within = cross_validate(x["test"], y["test"], task.groups[rows["test"]], DEFAULT_STRENGTHS, len(task.classes))
+        within = cross_validate(x["test"], y["test"], task.groups[rows["test"]], DEFAULT_STRENGTHS, task.classes)
         print(f"  cross-validated within test: AUROC {auroc(y['test'], within.scores):.3f}")
 
 

@@ -32,6 +32,18 @@ def test_values_intervals_seeds_and_differences(tmp_path: Path) -> None:
     assert differences[2:] == ["| set | net | -.0004 (-.020 to 1.000) |"]
 
 
+def test_figures_without_an_interval_and_such_as_are_not_defined_are_told(tmp_path: Path) -> None:
+    """One test group, or resamples=0: in the file null."""
+    alone = {"value": 0.9, "low": None, "high": None}
+    rows = [row("net", "linear", 0.9, metrics={"auroc": alone})]
+    rows += [row("net", "knn", 0.9, metrics={"auroc": alone | {"value": None}})]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(rows))
+    found = table(collected([tmp_path / "a", tmp_path / "b"], ""), ["linear@1.0", "knn@1.0"], short=False)
+    assert found.endswith("| set | net | .900 (no interval) | n/a (no interval) |")
+
+
 def test_what_lies_in_two_folders_counts_once_and_must_agree(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("a", "b", "c")]
     for folder, value in zip(folders, (0.9, 0.9, 0.91), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from ssl_mednet import finetune, load_backbone, predict, report
 from ssl_mednet.classifying import fit
 from ssl_mednet.classifying.fit import Fitted
 from ssl_mednet.classifying.model import load_model
-from ssl_mednet.cli import app
+from ssl_mednet.cli import app, expand_several
 from ssl_mednet.data.corpus import CorpusSpec
 from ssl_mednet.data.labelled import open_labelled
 from ssl_mednet.errors import ArtifactError, DataError, RecipeError, UserError
@@ -68,6 +69,37 @@ def test_files_that_could_not_be_used_are_told(
     assert "on 79 labelled images of set; 2 of its files could not be used" in (made.folder / "README.md").read_text()
     listed = Path(said.rpartition("all are in ")[2].rpartition(")")[0])
     assert {"5.png", "nope.png"} == {Path(line.partition(",")[0]).name for line in listed.read_text().splitlines()[1:]}
+
+
+def test_two_images_of_the_rare_class_make_a_classifier(backbone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for number in range(32):
+        path = folder / ("dark" if number < 2 else "bright") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(xray(number, number < 2)).save(path)
+    made = finetune(backbone, folder, tmp_path / "m", "linear", modality="xray", quiet=True)
+    assert made.cross_validated
+    assert load_model(made.folder).classes == ["bright", "dark"]
+
+
+def test_the_recorded_command_makes_the_same_model(
+    backbone: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"channels": "gray", "convert": True, "modality": "xray", "overrides": ["seed=3", "resamples=20"]}
+    folder = shutil.copytree(labelled, tmp_path / "a set")
+    made = finetune(backbone, folder, tmp_path / "m", quiet=True, **given)
+    name, *words = shlex.split(json.loads((made.folder / "results/run.json").read_text())["command"])
+    asked: list[tuple[object, ...]] = []
+
+    def noted(*args: object) -> Fitted:
+        asked.append(args)
+        return made
+
+    monkeypatch.setattr(fit, "finetune", noted)
+    assert CliRunner().invoke(app, expand_several(words)).exit_code == 0
+    assert name == "ssl-mednet"
+    options = ("linear", "gray", True, "xray", ["seed=3", "resamples=20"])
+    assert asked == [(str(backbone), str(folder), tmp_path / "m", *options, False, False)]
 
 
 def test_exact_copies_are_not_parted_by_the_folds(backbone: Path, tmp_path: Path) -> None:

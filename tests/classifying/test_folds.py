@@ -24,7 +24,7 @@ def drawn(counts: list[int], signal: float, seed: int = 0, d: int = 32) -> Drawn
 
 def validated(x: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> CrossValidated:
     groups = np.full(len(labels), -1) if groups is None else groups
-    return cross_validate(x, labels, groups, DEFAULT_STRENGTHS, int(labels.max()) + 1)
+    return cross_validate(x, labels, groups, DEFAULT_STRENGTHS, "abc"[: labels.max() + 1])
 
 
 def test_no_score_knows_its_own_label_or_group() -> None:
@@ -36,9 +36,9 @@ def test_no_score_knows_its_own_label_or_group() -> None:
     fold = _folds(labels, groups, 0)
     assert all(len(set(fold[groups == g])) == 1 for g in range(30))
     strengths = (1e-3, 1e-1, 10.0)
-    found = cross_validate(features, labels, groups, strengths, 2)
+    found = cross_validate(features, labels, groups, strengths, "ab")
     assert roc_auc_score(labels, found.scores[:, 1]) < 0.75
-    leaked = cross_validate(features, labels, np.full(120, -1), strengths, 2)
+    leaked = cross_validate(features, labels, np.full(120, -1), strengths, "ab")
     assert roc_auc_score(labels, leaked.scores[:, 1]) > 0.85
 
 
@@ -108,10 +108,35 @@ def test_fewer_are_refused_in_words() -> None:
         validated(*drawn([3, 3], 3.0), np.repeat([0, 1], 3))
 
 
+@pytest.mark.parametrize("kind", ["two images", "two patients", "two findings"])
+def test_a_class_of_two_groups_is_enough(kind: str) -> None:
+    """Without the two folds that hold it there is nothing to tell apart; every other pair of folds chooses."""
+    x, labels = drawn([30, 2] if kind == "two images" else [30, 20], 3.0)
+    groups = np.where(labels == 0, np.arange(len(labels)), 100 + np.arange(len(labels)) % 2)
+    findings = np.stack([labels, labels], axis=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = validated(x, findings if kind == "two findings" else labels, groups)
+    assert len(np.unique(found.fold[labels == 1])) == 2
+    assert found.folds == 5
+    assert METRICS["auroc"](labels, found.scores) > 0.95
+    assert np.isfinite(found.scores).all()
+
+
+def test_a_class_of_one_group_is_refused_by_its_name() -> None:
+    x, labels = drawn([30, 20], 3.0)
+    groups = np.where(labels == 0, np.arange(len(labels)), 100)
+    with pytest.raises(DataError, match=r"class 'b' comes from 1 group .*\(2 groups of it at least\)"):
+        validated(x, labels, groups)
+    with pytest.raises(DataError, match="no finding varies"):
+        validated(x, np.stack([labels, labels], axis=1), groups)
+    assert validated(*drawn([30, 20, 1], 3.0)).folds == 5  # the two others are still told apart
+
+
 def test_several_findings_are_validated_too() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(120, 16))
     labels = np.stack([x[:, 0] > 0, x[:, 1] > 1], axis=1).astype(int)
-    found = cross_validate(x, labels, np.full(120, -1), DEFAULT_STRENGTHS, 2)
+    found = cross_validate(x, labels, np.full(120, -1), DEFAULT_STRENGTHS, "ab")
     assert METRICS["auroc"](labels, found.scores) > 0.85
     assert ((found.scores >= 0) & (found.scores <= 1)).all()

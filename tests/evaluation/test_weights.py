@@ -11,6 +11,7 @@ import timm
 import torch
 
 from ssl_mednet.backbones import Preprocessing, backbone_args, create_backbone, imagenet, save_backbone
+from ssl_mednet.classifying.base import open_base
 from ssl_mednet.errors import ArtifactError, RecipeError
 from ssl_mednet.evaluation.baselines import Histogram, Pixels, RepeatChannels
 from ssl_mednet.evaluation.weights import Weights, identity, load_weights
@@ -172,3 +173,24 @@ def test_the_untrained_twin_of_an_artifact_has_its_architecture_at_any_size(tmp_
         assert all(same)
         with torch.inference_mode():
             assert small.model(torch.zeros(2, 1, 32, 32)).shape == trained.model(torch.zeros(2, 1, 96, 96)).shape
+
+
+def test_vits_that_pool_otherwise_are_other_weights_though_their_tensors_are_equal(tmp_path: Path) -> None:
+    """How a ViT pools is in neither its parameters nor what it prints; features in the cache must not be mixed up."""
+    name, features, images = "vit_tiny_patch16_224", [], torch.rand(2, 1, 32, 32)
+    pools, keys, twins = ("avg", "token", "max"), [], []
+    for pool in pools:
+        more = {"embed_dim": 64, "depth": 2, "num_heads": 4, "global_pool": pool, "fc_norm": False}
+        args = backbone_args(name, 1, 32, 8, extra=more)
+        torch.manual_seed(0)
+        folder = tmp_path / pool
+        save_backbone(create_backbone(name, args), folder, name, args, Preprocessing("gray", 32, (0.4,), (0.2,)), {})
+        trained, twin = load_weights([str(folder), "random:"], "gray", None, 0)
+        with torch.inference_mode():
+            features.append(trained.model(trained.preprocessing(images)))
+        keys.append((trained.published, identity(trained)))
+        twins.append(identity(twin))
+        assert identity(trained) == identity(open_base(str(folder), "gray", None).weights)
+    assert not torch.equal(features[0], features[1])
+    assert len({published for published, _ in keys}) == 1
+    assert len({key for _, key in keys}) == len(set(twins)) == len(pools)

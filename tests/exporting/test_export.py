@@ -18,6 +18,7 @@ from ssl_mednet import export, finetune, load_backbone
 from ssl_mednet.augment.views import resize
 from ssl_mednet.backbones import Preprocessing, backbone_args, create_backbone, save_backbone
 from ssl_mednet.backbones.artifact import find_artifact, read_config, sha256
+from ssl_mednet.backbones.zoo import zoo_rows
 from ssl_mednet.classifying.model import load_model
 from ssl_mednet.data.corpus import CorpusSpec, open_corpus
 from ssl_mednet.errors import ArtifactError, RecipeError, UserError
@@ -135,6 +136,28 @@ def test_the_card_of_a_graph_has_an_example_that_runs_licence_limits_and_figures
         features = backbone(backbone.preprocessing(images))
     found = snippet(folder, images, monkeypatch)
     np.testing.assert_allclose(found["features"], features.numpy(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("value", "resamples", "card", "line"),
+    [
+        (0.912, 0, "0.912 | no resamples", "AUROC .912 (no resamples) on brain, linear"),
+        (0.912, 50, "0.912 | one image or group only", "AUROC .912 (one image or group only) on brain, linear"),
+        (None, 0, "not defined | one class only", "AUROC not defined (one class only) on brain, linear"),
+    ],
+)
+def test_figures_that_are_not_defined_are_words_in_the_card_and_null_in_the_config(
+    value: float | None, resamples: int, card: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = artifact(tmp_path / "backbone", "test_resnet")
+    row = {"weights_sha256": read_config(weights)["ssl_mednet"]["sha256"], "labels": 1.0, "task": "brain", "n": 9}
+    row |= {"metrics": {"auroc": {"value": value, "low": None, "high": None, "resamples": resamples}}}
+    (tmp_path / "results.json").write_text(json.dumps([row | {"protocol": "linear"}]))
+    folder = export(weights, "zoo", tmp_path / "zoo/mine", results=[tmp_path])
+    assert f"| brain | linear | auroc | {card} | 9 |" in (folder / "README.md").read_text()
+    assert "NaN" not in (folder / "config.json").read_text()
+    monkeypatch.setenv("SSL_MEDNET_ZOO", str(tmp_path / "zoo"))
+    assert dict(zoo_rows())["mine"].endswith(line)
 
 
 def test_a_graph_says_how_images_become_its_input_as_it_is_done_here(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from ssl_mednet.data.schema import is_corpus
+from ssl_mednet.data.written import is_written
 from ssl_mednet.errors import DataError, UnreadableImage, did_you_mean
 from ssl_mednet.imaging import phantoms
 from ssl_mednet.imaging.image import MedicalImage
@@ -160,7 +160,7 @@ Lost = Callable[[Path, str], None]  # told of a path that cannot be looked at, a
 
 
 def files_below(path: Path, lost: Lost = lambda path, reason: None) -> Iterator[Path]:
-    """The files in and below a folder, in any order, without hidden ones and without corpora.
+    """The files in and below a folder, in any order, without hidden ones and without what this package wrote there.
 
     Links are followed to files but not to folders, so a link to a parent cannot loop.
     """
@@ -170,7 +170,10 @@ def files_below(path: Path, lost: Lost = lambda path, reason: None) -> Iterator[
 
     for place, folders, names in os.walk(path, onerror=closed):
         here = Path(place)
-        folders[:] = [name for name in folders if not name.startswith(".") and not _is_corpus(here / name)]
+        if here != path and is_written(here, {*folders, *names}):
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
         for file in (here / name for name in names if not name.startswith(".")):
             try:
                 if S_ISREG(file.stat().st_mode):
@@ -178,13 +181,6 @@ def files_below(path: Path, lost: Lost = lambda path, reason: None) -> Iterator[
             except OSError as error:
                 dangling = isinstance(error, FileNotFoundError) and file.is_symlink()
                 lost(file, "is a link to what is not there" if dangling else f"cannot be opened: {error.strerror}")
-
-
-def _is_corpus(folder: Path) -> bool:
-    try:
-        return is_corpus(folder)
-    except PermissionError:  # it will be told when it is entered
-        return False
 
 
 def stamp(file: Path, name: str) -> bytes:
