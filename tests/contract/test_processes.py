@@ -55,7 +55,7 @@ def check(name: str, kind: str, world: int, errors: Errors) -> None:
         assert found["gradients"] < tolerance
         assert found["parameter"] < 2 * tolerance  # of the worst single one
         assert found["buffers"] < 1e-5  # compared in float32, as some methods take their loss
-        assert found["loss"] < 1e-5
+        assert found["loss"] < 5e-5
 
 
 def test_a_method_with_statistics_of_one_process_is_found(errors: Errors) -> None:

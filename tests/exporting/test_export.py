@@ -188,7 +188,7 @@ def test_a_graph_says_how_images_become_its_input_as_it_is_done_here(tmp_path: P
         small = plane.resize((longest, 150), Image.Resampling.BILINEAR)
         unit = torch.from_numpy((np.rint(np.asarray(small, np.float32)) - low) / (high - low)).clamp(0, 1)[None, None]
         square = torch.nn.functional.interpolate(unit, (size, size), mode="bilinear", antialias=True)
-        torch.testing.assert_close(seen[number], square[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(seen[number], square[0], atol=3e-4, rtol=0)  # one level of 12 bits, rounded at a tie
 
 
 @pytest.mark.parametrize("form", ["timm", "hf", "zoo"])

@@ -27,6 +27,14 @@ def test_a_folder_that_holds_something_else_is_no_corpus(tmp_path: Path) -> None
     assert numbers(tmp_path / "all/data/gray") == [0, 1, 2]
 
 
+def test_a_relative_source_is_found_after_a_change_of_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes that read are kept from one ingest to the next, and were born where the first one was called."""
+    for name in ("one", "two"):
+        write_pictures(tmp_path / name / f"set of {name}", 3)
+        monkeypatch.chdir(tmp_path / name)
+        assert ingest(f"set of {name}", "corpus", workers=1, quiet=True).total == 3
+
+
 def test_a_folder_that_is_as_good_as_empty_or_was_begun_is_taken(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "set", 3)
     for name in ("mounted/lost+found", "kept/.git", "begun/data"):
