@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,14 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssl_mednet import __version__
-from ssl_mednet.backbones.start import with_inherited
-from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
-from ssl_mednet.classifying.base import Base, all_licences, keep_backbone, open_base
+from ssl_mednet.classifying.about import Fit, about, command_of
+from ssl_mednet.classifying.base import Base, keep_backbone, open_base
 from ssl_mednet.classifying.card import model_readme
 from ssl_mednet.classifying.folds import cross_validate
-from ssl_mednet.classifying.model import BACKBONE, REFERENCE, RESULTS, check_room, decided, whole_folder, write_head
-from ssl_mednet.classifying.operating import decided_by_others, operating_point, thresholds
+from ssl_mednet.classifying.model import BACKBONE, REFERENCE, RESULTS, check_room, whole_folder, write_head
 from ssl_mednet.classifying.unlike import Unlike
 from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.errors import RecipeError, did_you_mean
@@ -37,7 +32,7 @@ from ssl_mednet.evaluation.run import RUN, open_set, session
 from ssl_mednet.evaluation.suite import load_suite
 from ssl_mednet.evaluation.weights import state_hash
 from ssl_mednet.files import write_json
-from ssl_mednet.probe import LinearProbe, fit_temperature, with_temperature
+from ssl_mednet.probe import LinearProbe
 
 LINEAR, BOTH = "linear", "linear_then_finetune"
 PROTOCOLS = (LINEAR, "finetune", BOTH)
@@ -63,27 +58,6 @@ class Fitted:
     point: dict[str, Any]
     cross_validated: bool
     licences: list[str]
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """What a protocol came to.
-
-    ``held_out`` are scores of the val rows of ``bench``, or of all rows from the folds, whose numbers ``fold`` has.
-    """
-
-    bench: Bench
-    classifier: Classifier
-    outcome: Outcome
-    held_out: np.ndarray
-    unlike: Unlike
-    note: str = ""
-    fold: np.ndarray | None = None
-
-    @property
-    def cross_validated(self) -> bool:
-        """Whether there are no test images, so that the scores are those of the folds."""
-        return self.outcome.val_scores is None
 
 
 def finetune(
@@ -141,12 +115,12 @@ def finetune(
     if protocol == "auto":
         protocol = BOTH if labelled >= FEW and _affordable(base, device) else LINEAR
     options = {"weights": weights, "data": data, "out": out, "protocol": protocol}
-    command = _command(options | {"channels": channels, "modality": modality}, convert, overrides or ())
+    command = command_of(options | {"channels": channels, "modality": modality}, convert, overrides or ())
     folds = protocol == LINEAR and "val" in task.made and labelled < FEW
     fit = _by_folds(bench) if folds else _by_val(bench, protocol)
     with whole_folder(folder) as temporary:
         row = _measure(fit, protocol, temporary / RESULTS, command, began)
-        said = _about(fit, base, protocol, row)
+        said = about(fit, base, protocol, row)
         trained = None if protocol == LINEAR else fit.classifier.backbone
         keep_backbone(base, temporary / BACKBONE, trained, said["data"], folder.name)
         if trained is not None:
@@ -157,12 +131,6 @@ def finetune(
     return Fitted(folder, row, point, fit.cross_validated, said["data"]["publishing"])
 
 
-def _command(options: dict[str, Any], convert: bool, overrides: Sequence[str]) -> str:
-    """What a reader types to get this model, also on a machine for which ``auto`` is another protocol."""
-    words = [word for name, value in options.items() if value for word in (f"--{name}", str(value))]
-    return shlex.join(["ssl-mednet", "finetune", *words, *(["--convert"] if convert else []), *overrides])
-
-
 def _affordable(base: Base, device: torch.device) -> bool:
     """Whether fine-tuning takes minutes at most."""
     weights = base.weights
@@ -170,7 +138,7 @@ def _affordable(base: Base, device: torch.device) -> bool:
     return device.type != "cpu" or (small and weights.preprocessing.image_size <= SMALL_IMAGE)
 
 
-def _by_val(bench: Bench, protocol: str) -> _Fit:
+def _by_val(bench: Bench, protocol: str) -> Fit:
     """Trained on train, chosen and tuned on val, and measured on test."""
     bench.copies = count_copies(bench.task)
     unlike = Unlike.fit(bench.features("train"), bench.labels("train"))  # of the frozen backbone, whatever comes after
@@ -191,10 +159,10 @@ def _by_val(bench: Bench, protocol: str) -> _Fit:
         net = classifier.backbone
         bench = replace(bench, weights=replace(bench.weights, model=net, digest=state_hash(net)), _features={})
     outcome = Outcome(scores["test"], len(bench.labels("train")), scores["val"], chosen=chosen, more=more)
-    return _Fit(bench, classifier, outcome, scores["val"], unlike)
+    return Fit(bench, classifier, outcome, scores["val"], unlike)
 
 
-def _by_folds(bench: Bench) -> _Fit:
+def _by_folds(bench: Bench) -> Fit:
     """A linear probe on all rows but those of an official test split, tuned by cross-validation."""
     task = bench.task
     tested = "test" not in task.made
@@ -217,7 +185,7 @@ def _by_folds(bench: Bench) -> _Fit:
     else:
         outcome = Outcome(found.scores, len(rows), chosen=chosen)
     unlike = Unlike.fit(features, labels).tuned(found.distances)
-    return _Fit(bench, _frozen(bench, found.probe), outcome, found.scores, unlike, note, found.fold)
+    return Fit(bench, _frozen(bench, found.probe), outcome, found.scores, unlike, note, found.fold)
 
 
 def _with_copies(task: LabelledSet, rows: np.ndarray) -> np.ndarray:
@@ -235,7 +203,7 @@ def _frozen(bench: Bench, probe: LinearProbe) -> Classifier:
     return classifier
 
 
-def _measure(fit: _Fit, protocol: str, folder: Path, command: str, began: float) -> Row:
+def _measure(fit: Fit, protocol: str, folder: Path, command: str, began: float) -> Row:
     """The row of results, with its predictions and pictures, in a folder that reports can be made from."""
     bench, store = fit.bench, Store(folder)
     job = Job(protocol, 1.0, None, bench.suite.seed)
@@ -261,61 +229,3 @@ def _measure(fit: _Fit, protocol: str, folder: Path, command: str, began: float)
     write_json(folder / COMPARISONS, [])
     write_json(folder / RUN, session(command, bench.suite, began))
     return row
-
-
-def _about(fit: _Fit, base: Base, protocol: str, row: Row) -> dict[str, Any]:
-    """What ``model.json`` says, all but the arrays."""
-    task, suite = fit.bench.task, fit.bench.suite
-    used = np.unique(np.concatenate([task.splits["train"], task.splits["val"]]))
-    labels, multilabel = fit.bench.labels("val"), task.multilabel
-    temperature = fit_temperature(labels, fit.held_out)
-    limits = thresholds(task.classes, labels, with_temperature(fit.held_out, temperature, multilabel))
-    own = Counter(task.corpus.column("licence").take(used).to_pylist())
-    verdict = roll_up(all_licences(base, dict(own)))
-    measured_on = "cross-validation" if fit.cross_validated else "test images"
-    return {
-        "classes": task.classes,
-        "multilabel": multilabel,
-        "temperature": temperature,
-        "thresholds": limits,
-        "channels": task.corpus.channels,
-        "modalities": sorted(task.corpus.modalities(used)),
-        "convert": suite.sets[0].convert or suite.convert,
-        "store_size": suite.store_size,
-        "preprocessing": vars(base.weights.preprocessing),
-        "protocol": protocol,
-        "weights": base.record,
-        "data": {
-            "source": Path(task.source).name,
-            "images": len(used),
-            "skipped": task.corpus.meta["skipped"],
-            "fingerprint": task.corpus.meta["fingerprint"],
-            "held_out": with_inherited({}, base.held_out),
-            "licences": {licence or "not stated": count for licence, count in own.most_common()},
-            "publishing": [verdict.sentence, *verdict.conditions, DISCLAIMER],
-        },
-        "metrics": row["metrics"],
-        "operating_point": _point(fit, temperature, limits) if limits else {},
-        "measured_on": measured_on,
-        "n": row["n"],
-        "intervals_by": "group" if row["grouped"] else "image",
-        "splits_made": row["splits_made"],
-        "copies": row["copies"],
-        "note": row["note"],
-        "version": __version__,
-    }
-
-
-def _point(fit: _Fit, temperature: float, limits: dict[str, float]) -> dict[str, Any]:
-    """How good what ``predict`` says is; without test images at thresholds that the other folds chose."""
-    task, suite, labels = fit.bench.task, fit.bench.suite, fit.bench.labels("test")
-    if fit.cross_validated:
-        assert fit.fold is not None
-        said, chosen_on = decided_by_others(task.classes, labels, fit.held_out, fit.fold), "the other folds"
-    else:
-        scores = with_temperature(fit.outcome.scores, temperature, task.multilabel)
-        said = decided(scores, task.classes, limits, task.multilabel)
-        chosen_on = "val" if fit.fold is None else "cross-validation"
-    groups = task.groups[task.splits["test"]] if task.grouped else None
-    found = operating_point(task.classes, labels, said, groups, suite.resamples, suite.seed)
-    return {"thresholds_from": chosen_on, **found}

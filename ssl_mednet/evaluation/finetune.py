@@ -72,6 +72,10 @@ class FinetuneSection(Section):
         return self.lr if isinstance(self.lr, list) else [self.lr]
 
 
+class DivergedError(ArtifactError):
+    """Training came to numbers that are not finite."""
+
+
 @dataclass(frozen=True)
 class Finetuned:
     """What a run came to.
@@ -121,7 +125,8 @@ def finetune(
             was under the head it was given.
 
     Raises:
-        ArtifactError: weights without parameters, or a loss that is not finite.
+        ArtifactError: weights without parameters.
+        DivergedError: a loss, or scores, that are not finite, at every rate.
         DataError: fewer than two training rows, or a split without rows.
         RecipeError: timm does not know the optimizer.
     """
@@ -137,7 +142,7 @@ def finetune(
             run = _Run(weights, task, rows, options, lr, seed, device, head)
             try:
                 run.train(quiet, or_start)
-            except ArtifactError as error:
+            except DivergedError as error:
                 if best is None and lr == options.rates[-1]:
                     raise
                 warn(f"{error.message}; the other rates go on")
@@ -264,9 +269,9 @@ class _Run:
     def _targets(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(self.task.labels[rows]).long().to(self.device)
 
-    def _diverged(self, what: str) -> ArtifactError:
+    def _diverged(self, what: str) -> DivergedError:
         hint = f"finetune.lr={self.lr / 10:g} may be stable, finetune.precision=float32 too"
-        return ArtifactError(f"{self.name} on {self.task.name}: fine-tuning diverged, {what}", hint)
+        return DivergedError(f"{self.name} on {self.task.name}: fine-tuning diverged, {what}", hint)
 
 
 @dataclass

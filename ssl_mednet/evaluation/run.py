@@ -24,6 +24,7 @@ from ssl_mednet.data.corpus import CorpusSpec
 from ssl_mednet.data.labelled import LabelledSet, open_labelled, task_names
 from ssl_mednet.errors import ArtifactError, DataError, RecipeError, UserError
 from ssl_mednet.evaluation.bench import PROTOCOLS, Bench, Job, find_device
+from ssl_mednet.evaluation.finetune import DivergedError
 from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
 from ssl_mednet.evaluation.leaks import count_copies
 from ssl_mednet.evaluation.names import short_names
@@ -45,7 +46,7 @@ class Results:
     """Rows as they are written to ``results.json``, and where that is.
 
     ``comparisons`` are the paired tests of the first weights against the others; ``failed`` are sets that could not be
-    opened or evaluated, or that the weights cannot see, with the reason.
+    opened or evaluated, or that the weights cannot see, and rows for which fine-tuning diverged, with the reason.
     """
 
     rows: list[Row]
@@ -97,7 +98,7 @@ def evaluate(
             task = open_set(section, kind, plan, quiet, max(w.preprocessing.image_size for w in loaded))
             while untold:  # there is one to go on with
                 log.warning("%s is left out: %s", untold[0], _reason(untold[0], failed[untold.pop(0)]))
-            own = _evaluate_set(replace(task, name=name), loaded, names, plan, store, device, quiet)
+            own = _evaluate_set(replace(task, name=name), loaded, names, plan, store, device, quiet, failed)
         except (ArtifactError, DataError) as error:
             if isinstance(error, ArtifactError) and kind == (told or kind):
                 raise  # the weights are to blame, whatever set they are shown
@@ -161,8 +162,9 @@ def _evaluate_set(
     store: Store,
     device: torch.device,
     quiet: bool,
+    failed: dict[str, UserError],
 ) -> list[Row]:
-    """The rows of one set: the majority class, then every backbone in turn."""
+    """The rows of one set: the majority class, then every backbone in turn; what diverged comes into ``failed``."""
     copies = count_copies(task)
     rows = [
         _row(Bench(_majority(task), task, plan, device, quiet, copies), Job(MAJORITY, 1.0, None, plan.seeds[0]), store)
@@ -173,13 +175,12 @@ def _evaluate_set(
         if not quiet:
             print(f"{task.name}: {short[weights.name]}", file=sys.stderr)
         bench = Bench(weights, task, plan, device, quiet, copies)
-        own = _run_jobs(bench, list(_jobs(plan, weights, task)), store)
+        own = _run_jobs(bench, list(_jobs(plan, weights, task)), store, failed)
         for seed in plan.seeds[1:] if weights.random else ():
             again = load_weights(names, task.corpus.channels, plan.image_size, seed)
             other = next(w for w in again if w.name == weights.name)
-            own += _run_jobs(
-                Bench(other, task, plan, device, quiet, copies), list(_jobs(plan, other, task, seed)), store
-            )
+            more = Bench(other, task, plan, device, quiet, copies)
+            own += _run_jobs(more, list(_jobs(plan, other, task, seed)), store, failed)
         if plan.gallery:
             path, ids = map_features(bench, store.folder)
             shown.append(ids)
@@ -210,7 +211,7 @@ def _jobs(plan: Suite, weights: Weights, task: LabelledSet, seed: int | None = N
                 yield Job(name, share, shots, one)
 
 
-def _run_jobs(bench: Bench, jobs: list[Job], store: Store) -> list[Row]:
+def _run_jobs(bench: Bench, jobs: list[Job], store: Store, failed: dict[str, UserError]) -> list[Row]:
     """Rows of one backbone: features first, each with its own progress, then the rows, then what trains."""
     wanted = [job for job in jobs if store.get(row_key(bench, job)) is None]
     protocols = [PROTOCOLS.get(job.protocol) for job in wanted]
@@ -228,8 +229,12 @@ def _run_jobs(bench: Bench, jobs: list[Job], store: Store) -> list[Row]:
             progress.advance(1, str(job))
     for job in jobs:
         if job not in rows:
-            rows[job] = _row(bench, job, store)
-    return [rows[job] for job in jobs]
+            try:
+                rows[job] = _row(bench, job, store)
+            except DivergedError as error:
+                failed[f"{bench.task.source}: {bench.weights.name}, {job}"] = error
+                warn(f"{error.message}; the other rows go on")
+    return [rows[job] for job in jobs if job in rows]
 
 
 def _row(bench: Bench, job: Job, store: Store) -> Row:

@@ -221,6 +221,18 @@ def test_a_set_that_cannot_be_evaluated_costs_that_set_only(tmp_path: Path) -> N
         evaluate(["baseline:pixels"], data=bad, out=tmp_path / "out", overrides=said, quiet=True)
 
 
+def test_a_net_that_diverges_costs_its_own_row_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = ["finetune.optimizer=momentum", "finetune.lr=1e20", "finetune.clip=0", "finetune.epochs=1"]
+    weights, protocols = ["random:test_vit", "random:test_resnet"], ["protocols=[finetune,linear]", "gallery=0"]
+    found = evaluate(weights, data="phantoms:gray?n=60&label=modality", out=tmp_path, overrides=[*said, *protocols])
+    assert [(r["weights"], r["protocol"]) for r in found.rows][1:] == [(w, "linear") for w in weights]
+    assert len(found.failed) == 2
+    assert "phantoms:gray?n=60&label=modality: random:test_vit, finetune, 100 % of the labels" in found.failed
+    assert "diverged" in next(iter(found.failed.values()))
+    assert "the other rows go on" in capsys.readouterr().err
+    assert {c["protocol"] for c in found.comparisons} == {"linear"}
+
+
 def test_a_run_that_ends_early_leaves_no_verdicts_on_earlier_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
