@@ -71,9 +71,18 @@ class BackboneSection(Section):
         "",
         description="start from these: a run, a name of `list weights`, imagenet[:NAME]; name, patches and stem follow",
     )
+    keep_start: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the weights started from in the finished ones, tensor by tensor (arXiv 2109.01903): "
+        "less is learnt, and less is lost of what was known",
+    )
 
     @model_validator(mode="after")
     def _follows_weights(self) -> BackboneSection:
+        if self.keep_start and not self.weights:
+            raise ValueError("keep_start goes with weights to start from")
         if self.weights and (self.patch_size is not None or self.stem != "auto"):
             raise ValueError("patch_size and stem are those of the weights; leave them out")
         return self

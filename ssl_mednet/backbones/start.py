@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 import timm
 from safetensors.torch import save
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_mednet.backbones.artifact import find_artifact, read_config, read_state
 from ssl_mednet.backbones.factory import backbone_args, create_backbone
@@ -62,6 +63,22 @@ class Start:
             "sha256": self.sha256,
             "licences": said,
         }
+
+
+def averaged(net: nn.Module, start: Start, share: float) -> nn.Module:
+    """A copy of a trained net whose tensors are averages of what it started from and what it became.
+
+    Args:
+        share: of the start, 0 to 1; statistics of batch normalisation are averaged alike, counts are those of the net.
+
+    Source: Wortsman et al. 2022, *Robust fine-tuning of zero-shot models*, arXiv 2109.01903, equation 1.
+    """
+    net = copy.deepcopy(net).cpu()
+    first = start.state
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_((1 - share) * tensor + share * first[name].to(tensor.dtype))
+    return net
 
 
 def start_net(

@@ -20,7 +20,9 @@ from ssl_mednet.imaging.batch import ImageBatch
 from ssl_mednet.progress import Progress
 
 FORMAT = 2  # part of the cache key: features computed another way are never read
-_BATCH = 256
+# Images a forward pass. On a CPU the activations of 256 come as fresh pages for every layer: 32 take 0.65 of the time
+# with EfficientNet-Lite0 at 96 px, 0.84 with ResNet-10t.
+_BATCH, _BATCH_CPU = 256, 32
 _CHUNK = 4096  # rows a file of the cache holds: what a killed run loses at most
 Corruption = tuple[str, int]  # name and severity
 
@@ -54,6 +56,11 @@ def extract(
     return np.concatenate([np.load(path, allow_pickle=False) for path in paths])
 
 
+def forward_batch(device: torch.device) -> int:
+    """How many images are best shown to a net at once where no gradients are wanted."""
+    return _BATCH_CPU if device.type == "cpu" else _BATCH
+
+
 @torch.inference_mode()
 def _compute(
     weights: Weights,
@@ -65,12 +72,12 @@ def _compute(
     title: str,
 ) -> None:
     model = weights.model.to(device).eval()
-    before = state_hash(model)
+    before, size = state_hash(model), forward_batch(device)
     with Progress(title, sum(len(chunk) for chunk, _ in missing), "img", quiet) as progress:
         for chunk, path in missing:
             features = []
-            for start in range(0, len(chunk), _BATCH):
-                batch = corpus.batch(chunk[start : start + _BATCH]).to(device)
+            for start in range(0, len(chunk), size):
+                batch = corpus.batch(chunk[start : start + size]).to(device)
                 images = weights.preprocessing.normalise(_seen(batch, weights.preprocessing.image_size, corruption))
                 features.append(model(images).float().cpu().numpy())
                 progress.advance(len(batch))

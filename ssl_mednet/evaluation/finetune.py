@@ -20,6 +20,7 @@ from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.draws import Draws, stable_hash
 from ssl_mednet.errors import ArtifactError, DataError
 from ssl_mednet.evaluation.classifier import build_classifier, build_loss, class_weights, probabilities
+from ssl_mednet.evaluation.features import forward_batch
 from ssl_mednet.evaluation.schedule import Schedule
 from ssl_mednet.methods import View
 from ssl_mednet.probe.linear import LinearProbe
@@ -30,7 +31,6 @@ from ssl_mednet.schema import Recipe, Section, Share
 if TYPE_CHECKING:
     from ssl_mednet.evaluation.weights import Weights
 
-_SCORED = 256  # images scored at once
 _DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -256,7 +256,8 @@ class _Run:
     def _logits(self, rows: np.ndarray) -> Tensor:
         """``[N, K]`` of whole images, as a frozen backbone sees them, in full precision."""
         self.classifier.eval()
-        parts = [self.classifier(self._whole(r)) for r in np.split(rows, range(_SCORED, len(rows), _SCORED))]
+        size = forward_batch(self.device)
+        parts = [self.classifier(self._whole(r)) for r in np.split(rows, range(size, len(rows), size))]
         logits = torch.cat(parts).float()
         if not torch.isfinite(logits).all():
             raise self._diverged("the scores are not finite")

@@ -20,7 +20,7 @@ from torch import nn
 
 from ssl_mednet.backbones.artifact import Preprocessing, save_backbone
 from ssl_mednet.backbones.factory import create_backbone
-from ssl_mednet.backbones.start import IMAGENET, Start, used_size, with_inherited
+from ssl_mednet.backbones.start import IMAGENET, Start, averaged, used_size, with_inherited
 from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.data.loader import BatchStream
@@ -276,6 +276,8 @@ def _save(
         },
         **({} if begin is None else {"parent": begin.record}),
     }
+    if begin is not None and recipe.backbone.keep_start:
+        encoder = averaged(encoder, begin, recipe.backbone.keep_start)
     save_backbone(encoder, job.folder / BACKBONE, recipe.backbone.name, model_args(recipe), preprocessing, provenance)
 
 

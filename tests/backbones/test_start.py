@@ -115,6 +115,26 @@ def test_a_run_says_where_it_started_and_what_its_parent_owes(tmp_path: Path) ->
     assert child[""] == 1
 
 
+def test_finished_weights_may_keep_a_share_of_those_they_started_from(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "parent")
+    first, found = load_backbone(folder).state_dict(), {}
+    for share in (0.0, 0.25):
+        said = recipe(folder, "simclr")
+        said["backbone"]["keep_start"] = share
+        said["optim"] |= {"lr": 0.1, "warmup": 0.0}
+        run = pretrain(said, out=tmp_path / str(share), quiet=True)
+        found[share] = load_backbone(run.folder).state_dict()
+    assert any(not torch.equal(found[0.0][k], v) for k, v in first.items())
+    for name, start in first.items():
+        ended = found[0.0][name]
+        expected = 0.75 * ended + 0.25 * start if start.is_floating_point() else ended
+        torch.testing.assert_close(found[0.25][name], expected, rtol=0, atol=1e-6)
+    assert "kept of it" not in (tmp_path / "0.0" / "backbone" / "README.md").read_text()
+    assert "kept of it: 25 %" in (tmp_path / "0.25" / "backbone" / "README.md").read_text()
+    with pytest.raises(RecipeError, match="keep_start goes with weights to start from"):
+        load_recipe(recipe("", "simclr") | {"backbone": {"name": "test_resnet", "keep_start": 0.5}})
+
+
 def test_the_licence_of_the_weights_themselves_is_owed_too() -> None:
     free = {"data": {"images": 100, "licences": {"CC0-1.0": 100}}}
     assert inherited_licences(free) == {"CC0-1.0": 100}
