@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_mednet.augment.policy import BY_MODALITY
 from ssl_mednet.augment.views import ViewMaker, resize
+from ssl_mednet.backbones.depthwise import quicken
 from ssl_mednet.backbones.optim import cosine_with_warmup, create_optimizer
 from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.draws import Draws, stable_hash
@@ -172,6 +173,7 @@ class _Run:
         self.lr, self.best, self.history = lr, _Best(), list[dict[str, float]]()
         self.schedule = Schedule.of(rows["train"], options, seed)
         self.classifier = build_classifier(weights.model, self._whole(rows["train"][:1]), len(task.classes), head)
+        quicken(self.classifier)
         pre, view = weights.preprocessing, View(scale=(options.min_crop, 1.0))
         self.views = ViewMaker([view], BY_MODALITY, options.strength, pre.image_size, pre.mean, pre.std).to(device)
         known = class_weights(task.labels[rows["train"]], len(task.classes)) if options.class_weights else None

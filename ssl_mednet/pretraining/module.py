@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_mednet.augment.views import ViewMaker
+from ssl_mednet.backbones.depthwise import quicken
 from ssl_mednet.backbones.optim import cosine_with_warmup, create_optimizer
 from ssl_mednet.draws import Draws, stable_hash
 from ssl_mednet.imaging.batch import ImageBatch
@@ -58,6 +59,7 @@ class PretrainModule(pl.LightningModule):
         self.is_bad_update: Callable[[], bool] | None = None
         self.skipped_steps = 0
         if channels_last:
+            quicken(self.method)
             self.method.to(memory_format=torch.channels_last)
 
     def training_step(self, batch: tuple[int, ImageBatch], batch_idx: int) -> Tensor:
