@@ -30,6 +30,7 @@ SCHEDULE = ("train.steps", "optim.lr", "optim.lr_scaling", "optim.base_batch", "
 # Another one of these has weights or moments of another kind: nothing of the checkpoint would be left.
 # (ddp and fsdp number the states of the optimizer differently.)
 FIXED = ("backbone.", "data.channels", "method.name", "optim.name", "train.strategy")
+AT_THE_END = ("backbone.keep_start",)  # only what is written of the finished net depends on it
 BATCHES = ("data.", "augment.", "optim.batch_size", "optim.accumulate", "train.seed")
 
 
@@ -45,6 +46,11 @@ def differences(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ, with both values."""
     one, other = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     return {k: (one.get(k), other.get(k)) for k in sorted(one | other) if one.get(k) != other.get(k)}
+
+
+def ends_otherwise(before: Recipe | None, now: Recipe) -> bool:
+    """Whether a finished run would be written differently, without a step more."""
+    return before is not None and not differences(before, now).keys().isdisjoint(AT_THE_END)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -64,7 +70,7 @@ def check_recipe(before: Recipe | None, now: Recipe, folder: Path, step: int, al
     if before is None or not changed:
         return []
     told = "; ".join(f"{key}: {old} -> {new}" for key, (old, new) in changed.items())
-    fixed = [key for key in changed if key.startswith(FIXED)]
+    fixed = [key for key in changed if key.startswith(FIXED) and key not in AT_THE_END]
     if fixed and step:
         raise RecipeError(
             f"{folder}: a run cannot go on with another {fixed[0]} ({told})",

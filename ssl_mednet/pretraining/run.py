@@ -22,7 +22,7 @@ from ssl_mednet.pretraining.build import (
     with_length,
     with_weights,
 )
-from ssl_mednet.pretraining.changes import began_with, check_data, check_recipe, describe_data
+from ssl_mednet.pretraining.changes import began_with, check_data, check_recipe, describe_data, ends_otherwise
 from ssl_mednet.pretraining.checkpoints import last_checkpoint, tidy
 from ssl_mednet.pretraining.faults import memory_explained
 from ssl_mednet.pretraining.fit import Job, Result, fit, quiet_libraries
@@ -98,9 +98,11 @@ def _prepare(recipe: Recipe, out: str | Path | None, resume: bool, allow_changes
     tidy(folder)
     at = last_checkpoint(folder)
     step = at.step if at is not None else 0
-    notes = check_recipe(began_with(folder, at), recipe, folder, step, allow_changes)
+    before = began_with(folder, at)
+    notes = check_recipe(before, recipe, folder, step, allow_changes)
     notes += check_data(at, describe_data(corpus, rows), folder, allow_changes)
-    if step >= (recipe.train.steps or 0) and (folder / BACKBONE).is_dir():
+    written = (folder / BACKBONE).is_dir() and not ends_otherwise(before, recipe)
+    if step >= (recipe.train.steps or 0) and written:
         hint = "train.steps=N --allow-changes goes on with it"
         raise UserError(f"{folder}: this run is finished ({step} steps)", hint)
     for note in notes:

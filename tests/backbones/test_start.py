@@ -131,6 +131,13 @@ def test_finished_weights_may_keep_a_share_of_those_they_started_from(tmp_path: 
         torch.testing.assert_close(found[0.25][name], expected, rtol=0, atol=1e-6)
     assert "kept of it" not in (tmp_path / "0.0" / "backbone" / "README.md").read_text()
     assert "kept of it: 25 %" in (tmp_path / "0.25" / "backbone" / "README.md").read_text()
+    again, keeps = tmp_path / "0.0", ["backbone.keep_start=0.25"]
+    with pytest.raises(RecipeError, match=r"backbone.keep_start: 0.0 -> 0.25.*--allow-changes"):
+        pretrain(out=again, resume=True, overrides=keeps, quiet=True)
+    run = pretrain(out=again, resume=True, overrides=keeps, quiet=True, allow_changes=True)  # not a step more
+    for name, tensor in load_backbone(run.folder).state_dict().items():
+        torch.testing.assert_close(tensor, found[0.25][name], rtol=0, atol=1e-6)
+    assert "kept of it: 25 %" in (again / "backbone" / "README.md").read_text()
     with pytest.raises(RecipeError, match="keep_start goes with weights to start from"):
         load_recipe(recipe("", "simclr") | {"backbone": {"name": "test_resnet", "keep_start": 0.5}})
 
