@@ -1,4 +1,4 @@
-"""Where in a CNN the information is that a probe finds: its last two stages and its output, scored as val_probe.py does.
+"""Where in a CNN the information is a probe finds: its last two stages and its output, scored as val_probe.py does.
 
     SSL_MEDNET_DATA=FOLDER python tests/benchmarks/layers.py --weights RUN gray-mednet-tiny --sets brain_mri
 
