@@ -49,8 +49,9 @@ def differences(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
 
 
 def ends_otherwise(before: Recipe | None, now: Recipe) -> bool:
-    """Whether a finished run would be written differently, without a step more."""
-    return before is not None and not differences(before, now).keys().isdisjoint(AT_THE_END)
+    """Whether all that differs is how a finished run is written: it can be written anew without a step more."""
+    changed = set(differences(before or now, now)) - set(FREE)
+    return bool(changed) and changed <= set(AT_THE_END)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -134,6 +134,8 @@ def test_finished_weights_may_keep_a_share_of_those_they_started_from(tmp_path: 
     again, keeps = tmp_path / "0.0", ["backbone.keep_start=0.25"]
     with pytest.raises(RecipeError, match=r"backbone.keep_start: 0.0 -> 0.25.*--allow-changes"):
         pretrain(out=again, resume=True, overrides=keeps, quiet=True)
+    with pytest.raises(UserError, match="this run is finished"):  # it would say a rate that no step had
+        pretrain(out=again, resume=True, overrides=[*keeps, "optim.lr=0.2"], quiet=True, allow_changes=True)
     run = pretrain(out=again, resume=True, overrides=keeps, quiet=True, allow_changes=True)  # not a step more
     for name, tensor in load_backbone(run.folder).state_dict().items():
         torch.testing.assert_close(tensor, found[0.25][name], rtol=0, atol=1e-6)
