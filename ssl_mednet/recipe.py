@@ -164,6 +164,7 @@ def _check_together(recipe: Recipe) -> Recipe:
     from ssl_mednet.augment.policy import check_augment
     from ssl_mednet.backbones.factory import backbone_kind, can_checkpoint, check_size, create_backbone
     from ssl_mednet.backbones.optim import check_optimizer
+    from ssl_mednet.backbones.whiten import can_whiten
     from ssl_mednet.imaging.modality import CHANNEL_COUNT, modality
     from ssl_mednet.methods import METHODS
 
@@ -171,7 +172,7 @@ def _check_together(recipe: Recipe) -> Recipe:
     if recipe.train.choose == "probe" and not recipe.monitor.probe:
         raise RecipeError("train.choose 'probe' wants a labelled set", "monitor.probe=SET, or train.choose=rank_me")
     method = METHODS.get(recipe.method.name)
-    settings = parse(method.Config, recipe.method.settings, "", prefix="method")
+    recipe = with_all_settings(recipe)
     channels = CHANNEL_COUNT[data.channels]
     family = data.source.partition(":")[2].partition("?")[0]
     if data.source.startswith("phantoms:") and family in CHANNEL_COUNT and family != data.channels:
@@ -202,6 +203,9 @@ def _check_together(recipe: Recipe) -> Recipe:
         )
     if backbone.checkpoint and not can_checkpoint(net):
         raise RecipeError(f"backbone.checkpoint: timm cannot checkpoint {backbone.name!r}", "leave it out")
+    if backbone.last_layer == "whitened" and not can_whiten(net):
+        hint = "EfficientNet, MobileNetV2 and MnasNet do; leave it out"
+        raise RecipeError(f"backbone.last_layer: {backbone.name!r} has no last pointwise convolution", hint)
     if recipe.train.strategy == "fsdp" and recipe.optim.cache_chunk:
         raise RecipeError("optim.cache_chunk does not go with train.strategy=fsdp", "use train.strategy=ddp")
     if recipe.train.strategy == "fsdp" and recipe.train.precision == "fp16":
@@ -209,18 +213,30 @@ def _check_together(recipe: Recipe) -> Recipe:
     check_optimizer(recipe.optim.name)
     augment = recipe.augment
     check_augment(augment.policy, data.channels, augment.strength, augment.override)
+    return recipe.model_copy(update={"backbone": backbone, "data": data})
+
+
+def with_all_settings(recipe: Recipe) -> Recipe:
+    """The same recipe, which also says what its method's settings are where it left them out.
+
+    Raises:
+        RecipeError: no such method, or not with these settings.
+    """
+    from ssl_mednet.methods import METHODS
+
+    settings = parse(METHODS.get(recipe.method.name).Config, recipe.method.settings, "", prefix="method")
     filled = {"name": recipe.method.name} | settings.model_dump(mode="json")
-    sections = {"method": MethodSection.model_validate(filled), "backbone": backbone, "data": data}
-    return recipe.model_copy(update=sections)
+    return recipe.model_copy(update={"method": MethodSection.model_validate(filled)})
 
 
 def _started(backbone: BackboneSection, data: DataSection) -> tuple[BackboneSection, DataSection]:
-    """The sections with what the weights bring along: their architecture, and the size at which a CNN of ours is used.
+    """The sections with what the weights bring along: their architecture, how their last layer is made, and the size at
+    which a CNN of ours is used.
 
-    A larger size than that of the views stays what it was, unless the recipe says another.
+    A larger size than that of the views stays what it was, as does the last layer, unless the recipe says another.
     """
     from ssl_mednet.backbones.factory import backbone_kind
-    from ssl_mednet.backbones.start import IMAGENET, start_net, used_size
+    from ssl_mednet.backbones.start import IMAGENET, last_layer, start_net, used_size
 
     named = "name" in backbone.model_fields_set or backbone.weights == IMAGENET
     name = backbone.name if named else ""
@@ -228,7 +244,8 @@ def _started(backbone: BackboneSection, data: DataSection) -> tuple[BackboneSect
     size = used_size(backbone.weights) if backbone_kind(own) == "cnn" else 0
     if size > data.image_size and "used_size" not in data.model_fields_set:
         data = data.model_copy(update={"used_size": size})
-    return backbone.model_copy(update={"name": own}), data
+    last = backbone.last_layer if "last_layer" in backbone.model_fields_set else last_layer(backbone.weights)
+    return backbone.model_copy(update={"name": own, "last_layer": last}), data
 
 
 def model_args(recipe: Recipe) -> dict[str, Any]:

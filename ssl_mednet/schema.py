@@ -79,6 +79,12 @@ class BackboneSection(Section):
         "less is learnt, and less is lost of what was known",
     )
 
+    last_layer: Literal["trained", "whitened"] = Field(
+        "trained",
+        description="of an EfficientNet; whitened: made anew from what the trained net says of the images before it, "
+        "as the loss leaves less in the trained one; left out, as the weights started from have it",
+    )
+
     @model_validator(mode="after")
     def _follows_weights(self) -> BackboneSection:
         if self.keep_start and not self.weights:

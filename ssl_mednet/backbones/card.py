@@ -138,8 +138,11 @@ def _table(config: dict[str, Any], more: Iterable[tuple[str, str]]) -> str:
     ]
     if contaminated := _test_images(data.get("held_out") or {}):
         rows.insert(4, ("test images among them", contaminated))
+    backbone = ours.get("recipe", {}).get("backbone", {})
+    if backbone.get("last_layer", "trained") != "trained":
+        rows.insert(4, ("last layer", "made from statistics of those images, not trained"))
     if parent:
-        kept = ours.get("recipe", {}).get("backbone", {}).get("keep_start", 0)
+        kept = backbone.get("keep_start", 0)
         share = f"; kept of it: {kept:.0%}, the weights are averages".replace("%", " %") if kept else ""
         rows.insert(4, ("started from", f"{parent['weights']} (sha256 `{parent['sha256']}`){share}"))
     return "\n".join(f"| {name} | {said} |" for name, said in rows)

@@ -131,9 +131,17 @@ def used_size(weights: str) -> int:
     Raises:
         ArtifactError: no such weights.
     """
-    if _from_imagenet(weights):
-        return 0
-    return int(read_config(_artifact(weights))["ssl_mednet"]["preprocessing"]["image_size"])
+    return 0 if _from_imagenet(weights) else int(_said(weights)["preprocessing"]["image_size"])
+
+
+def last_layer(weights: str) -> str:
+    """What ``backbone.last_layer`` was when these weights were made; ``"trained"`` where they do not say.
+
+    Raises:
+        ArtifactError: no such weights.
+    """
+    said = {} if _from_imagenet(weights) else _said(weights)
+    return str(said.get("recipe", {}).get("backbone", {}).get("last_layer", "trained"))
 
 
 def load_start(weights: str, channels: str, architecture: str, model_args: dict[str, Any]) -> Start:
@@ -204,6 +212,11 @@ def with_inherited(own: dict[str, Any], before: list[dict[str, Any]]) -> dict[st
         return own
     allowed = any(said.get(_ALLOWED) for said in (own, *before))
     return own | {INHERITED: before, _ALLOWED: allowed}
+
+
+def _said(weights: str) -> dict[str, Any]:
+    said: dict[str, Any] = read_config(_artifact(weights))["ssl_mednet"]
+    return said
 
 
 def _artifact(weights: str) -> Path:

@@ -89,7 +89,8 @@ def pretrain(
     if result.skipped_steps:
         print(f"skipped {result.skipped_steps} updates whose loss or gradient was not finite")
     print("augmented as " + ", ".join(f"{name} ({count})" for name, count in result.policies.items()))
-    print(f"pretrained on {result.images} images, {result.steps} steps, {result.images_per_second:.0f} img/s")
+    rate = f", {result.images_per_second:.0f} img/s" if result.images_per_second else ""  # none of a run written anew
+    print(f"pretrained on {result.images} images, {result.steps} steps{rate}")
     print(f"backbone:  {result.folder / 'backbone'}")
     if page:
         from ssl_mednet.reporting.build import report as write

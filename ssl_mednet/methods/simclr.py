@@ -12,7 +12,8 @@ from ssl_mednet.methods.nt_xent import NTXent
 
 class SimCLRConfig(MethodConfig):
     temperature: float = Field(0.2, gt=0, description="softmax temperature of the NT-Xent loss")
-    hidden_dim: int = Field(512, gt=0, description="width of the projection head's hidden layer")
+    hidden_dim: int = Field(512, gt=0, description="width of the projection head's hidden layers")
+    num_layers: int = Field(2, ge=2, description="layers of the projection head; 3 in SimCLRv2 (arXiv 2006.10029)")
     output_dim: int = Field(128, gt=0, description="width of the projections that are compared")
 
 
@@ -30,7 +31,9 @@ class SimCLR(Method):
 
     def __init__(self, backbone: nn.Module, config: SimCLRConfig) -> None:
         super().__init__(backbone, config)
-        self.projection_head = SimCLRProjectionHead(backbone.num_features, config.hidden_dim, config.output_dim)
+        self.projection_head = SimCLRProjectionHead(
+            backbone.num_features, config.hidden_dim, config.output_dim, num_layers=config.num_layers
+        )
         self.loss = NTXent(config.temperature)
 
     def training_step(self, views: list[Tensor], batch: Batch) -> StepOutput:

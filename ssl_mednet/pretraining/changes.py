@@ -15,7 +15,7 @@ from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.errors import DataError, RecipeError
 from ssl_mednet.pretraining.checkpoints import Checkpoint
 from ssl_mednet.pretraining.module import PretrainModule
-from ssl_mednet.recipe import load_recipe
+from ssl_mednet.recipe import load_recipe, with_all_settings
 from ssl_mednet.schema import OptimSection, Recipe
 
 # Where and how safely a run computes, not what it computes.
@@ -30,14 +30,14 @@ SCHEDULE = ("train.steps", "optim.lr", "optim.lr_scaling", "optim.base_batch", "
 # Another one of these has weights or moments of another kind: nothing of the checkpoint would be left.
 # (ddp and fsdp number the states of the optimizer differently.)
 FIXED = ("backbone.", "data.channels", "method.name", "optim.name", "train.strategy")
-AT_THE_END = ("backbone.keep_start",)  # only what is written of the finished net depends on it
+AT_THE_END = ("backbone.keep_start", "backbone.last_layer")  # only what is written of the finished net depends on it
 BATCHES = ("data.", "augment.", "optim.batch_size", "optim.accumulate", "train.seed")
 
 
 def began_with(folder: Path, at: Checkpoint | None) -> Recipe | None:
     """The recipe of the run in a folder: that of its checkpoint, else the one written when it started."""
     if at is not None:
-        return Recipe.model_validate(at.recipe)
+        return with_all_settings(Recipe.model_validate(at.recipe))  # also settings that are younger than the run
     path = folder / "recipe.yaml"
     return load_recipe(path) if path.is_file() else None
 

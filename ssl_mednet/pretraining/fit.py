@@ -20,12 +20,10 @@ from torch import nn
 
 from ssl_mednet.backbones.artifact import Preprocessing, save_backbone
 from ssl_mednet.backbones.factory import create_backbone
-from ssl_mednet.backbones.start import IMAGENET, Start, averaged, used_size, with_inherited
-from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
+from ssl_mednet.backbones.start import IMAGENET, used_size
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.data.loader import BatchStream
 from ssl_mednet.errors import TrainingError
-from ssl_mednet.ingesting.names import told_path
 from ssl_mednet.pretraining.build import (
     ALONE,
     build_module,
@@ -39,6 +37,7 @@ from ssl_mednet.pretraining.changes import amend, check_shapes, check_weights, d
 from ssl_mednet.pretraining.checkpoints import Checkpoint, Checkpoints
 from ssl_mednet.pretraining.curves import ProgressBar
 from ssl_mednet.pretraining.faults import BadSteps
+from ssl_mednet.pretraining.finished import finished, provenance
 from ssl_mednet.pretraining.folder import BACKBONE, RottenRows, write_header
 from ssl_mednet.pretraining.module import PretrainModule
 from ssl_mednet.pretraining.monitor import Monitor, build_monitor
@@ -151,7 +150,10 @@ def fit(job: Job, world: World, quiet: bool) -> Result:
             raise Stopped(f"stopped at step {step} of {steps}, {written or 'checkpoint written'}", go_on, stop.received)
         encoder = _whole_encoder(module)
         if world.first:
-            _finish(job, rows, encoder, preprocessing, monitor, checkpoints, begin)
+            chosen = monitor.chosen(encoder, steps)  # which may put other weights into it
+            told = provenance(recipe, corpus, rows, job.held_out, begin, chosen)
+            encoder = finished(encoder, recipe, begin, preprocessing, stream.replacements, rows, quiet)
+            _write(job, encoder, preprocessing, told, checkpoints)
     done = corpus.meta["skipped"], bar.images_per_second, policies, rotten.count, module.skipped_steps
     return Result(folder, steps, len(rows), *done, before=_before(recipe))
 
@@ -199,23 +201,17 @@ def _train(
         raise
 
 
-def _finish(
-    job: Job,
-    rows: np.ndarray,
-    encoder: nn.Module,
-    preprocessing: Preprocessing,
-    monitor: Monitor,
-    checkpoints: Checkpoints,
-    begin: Start | None,
+def _write(
+    job: Job, encoder: nn.Module, preprocessing: Preprocessing, told: dict[str, Any], checkpoints: Checkpoints
 ) -> None:
     """The artifact; and an error where the disk did not take it, or not the last checkpoint.
 
     Raises:
         TrainingError: see above; the message says where the state is.
     """
-    failures = [checkpoints.failure] if checkpoints.failure else []
+    recipe, failures = job.recipe, [checkpoints.failure] if checkpoints.failure else []
     try:
-        _save(job, rows, encoder, preprocessing, monitor, begin)
+        save_backbone(encoder, job.folder / BACKBONE, recipe.backbone.name, model_args(recipe), preprocessing, told)
     except (OSError, SafetensorError) as error:
         failures.append(f"backbone not written: {error}")
     if failures:
@@ -245,40 +241,6 @@ def build_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-
-
-def _save(
-    job: Job,
-    rows: np.ndarray,
-    encoder: nn.Module,
-    preprocessing: Preprocessing,
-    monitor: Monitor,
-    begin: Start | None,
-) -> None:
-    recipe, corpus = job.recipe, job.corpus
-    assert recipe.train.steps is not None
-    licences = Counter(corpus.column("licence").take(rows).to_pylist())
-    verdict = roll_up(licences + Counter({} if begin is None else begin.licences))
-    source = told_path(Path(recipe.data.source).expanduser())  # who reads the artifact need not know more
-    said = recipe.model_dump(mode="json")
-    provenance = {
-        "recipe": said | {"data": said["data"] | {"source": source}},
-        "steps": recipe.train.steps,
-        "chosen": monitor.chosen(encoder, recipe.train.steps),
-        "data": {
-            "source": source,
-            "images": len(rows),
-            "modalities": corpus.modalities(rows),
-            "fingerprint": corpus.meta["fingerprint"],
-            "held_out": job.held_out if begin is None else with_inherited(job.held_out, begin.held_out),
-            "licences": {licence or "not stated": count for licence, count in licences.most_common()},
-            "publishing": [verdict.sentence, *verdict.conditions, DISCLAIMER],
-        },
-        **({} if begin is None else {"parent": begin.record}),
-    }
-    if begin is not None and recipe.backbone.keep_start:
-        encoder = averaged(encoder, begin, recipe.backbone.keep_start)
-    save_backbone(encoder, job.folder / BACKBONE, recipe.backbone.name, model_args(recipe), preprocessing, provenance)
 
 
 def _whole_encoder(module: PretrainModule) -> nn.Module:
