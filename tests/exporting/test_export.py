@@ -112,8 +112,10 @@ def test_the_card_of_a_graph_has_an_example_that_runs_licence_limits_and_figures
     head = yaml.safe_load(card.split("---")[1])
     assert (head["license"], head["library_name"]) == ("cc-by-nc-sa-4.0", "onnxruntime")
     assert "| licence of the weights | CC-BY-NC-SA-4.0 |" in card
-    assert "| pbc_blood | linear | auroc | 0.997" in card
-    limits = read_config(find_artifact("color-mednet-tiny"))["ssl_mednet"]["limits"]
+    shipped = read_config(find_artifact("color-mednet-tiny"))["ssl_mednet"]
+    figure = next(f for f in shipped["figures"] if (f["task"], f["protocol"]) == ("pbc_blood", "linear"))
+    assert f"| pbc_blood | linear | auroc | {figure['value']:.3f} | {figure['low']:.3f} to" in card
+    limits = shipped["limits"]
     assert len(limits) > 2
     assert all(f"- {limit}" in card for limit in limits)
     weights = artifact(tmp_path / "backbone", "test_resnet")
