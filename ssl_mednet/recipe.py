@@ -204,8 +204,11 @@ def _check_together(recipe: Recipe) -> Recipe:
     if backbone.checkpoint and not can_checkpoint(net):
         raise RecipeError(f"backbone.checkpoint: timm cannot checkpoint {backbone.name!r}", "leave it out")
     if backbone.last_layer == "whitened" and not can_whiten(net):
-        hint = "EfficientNet, MobileNetV2 and MnasNet do; leave it out"
-        raise RecipeError(f"backbone.last_layer: {backbone.name!r} has no last pointwise convolution", hint)
+        hint = "most EfficientNets, MobileNetV2 and MnasNet do; leave it out"
+        said = (
+            f"backbone.last_layer: {backbone.name!r} does not end in a pointwise convolution with batch normalisation"
+        )
+        raise RecipeError(said, hint)
     if recipe.train.strategy == "fsdp" and recipe.optim.cache_chunk:
         raise RecipeError("optim.cache_chunk does not go with train.strategy=fsdp", "use train.strategy=ddp")
     if recipe.train.strategy == "fsdp" and recipe.train.precision == "fp16":

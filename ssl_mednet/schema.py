@@ -171,7 +171,9 @@ class TrainSection(Section):
     sync_batchnorm: bool = Field(True, description="BatchNorm over all processes, as one process would do it")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
     choose: Literal["last", "rank_me", "probe"] = Field(
-        "last", description="which weights become the backbone: the last, or those with the best RankMe or probe"
+        "last",
+        description="which weights become the backbone: the last, or those with the best RankMe or probe, as trained "
+        "(keep_start and last_layer come after)",
     )
     keep_checkpoints: int = Field(2, ge=1, description="how many of the newest stay")
     max_bad_steps: int = Field(10, ge=1, description="updates in a row without a finite loss that end the run")

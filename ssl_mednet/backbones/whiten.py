@@ -8,17 +8,22 @@ from collections.abc import Iterable
 import torch
 from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssl_mednet.errors import TrainingError
 
 # Chosen on validation splits, see eval/search.md; at full whitening (0.5) few labels have more noise to fit.
 POWER, FLOOR, BIAS = 0.25, 1e-3, 0.5
 
 
 def can_whiten(net: nn.Module) -> bool:
-    """Whether ``net`` ends in a pointwise convolution, normalisation and activation before its pooling.
+    """Whether ``net`` ends in a pointwise convolution, batch normalisation and activation before its pooling.
 
-    So do timm's EfficientNets, to which MobileNetV2 and MnasNet belong.
+    So do nearly all of timm's EfficientNets, to which MobileNetV2 and MnasNet belong.
     """
-    return isinstance(net, EfficientNet)
+    conv = getattr(net, "conv_head", None)
+    pointwise = isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1) and conv.bias is None
+    return isinstance(net, EfficientNet) and pointwise and isinstance(net.bn2, _BatchNorm)
 
 
 @torch.no_grad()
@@ -30,21 +35,30 @@ def whitened(net: nn.Module, batches: Iterable[Tensor], seed: int) -> nn.Module:
     last layer, so another one takes its place: the map of C channels is whitened in part (each principal component is
     divided by its variance to the power of 0.25) and turned at random, into as many features as the layer has; they
     are normalised, and the activation before the pooling makes random features of them (Rahimi and Recht 2008,
-    *Weighted sums of random kitchen sinks*).
+    *Weighted sums of random kitchen sinks*). The whitening is the symmetric one (ZCA), which does not depend on the
+    signs of the components, so rounding changes the layer by rounding only.
 
     Args:
         net: one that :func:`can_whiten`.
         batches: images ``[B, C, H, W]``, normalised, on the device of the net; a few thousand in all.
         seed: of the rotations.
+
+    Raises:
+        TrainingError: the map is the same for all images, or not finite, so that there is nothing to pass on.
     """
     assert isinstance(net, EfficientNet)
     net = copy.deepcopy(net).eval()
     conv, norm = net.conv_head, net.bn2
     mean, covariance = _statistics(net, conv, batches)
+    spread = float(covariance.diagonal().max())
+    if not 0 < spread < float("inf") or not covariance.isfinite().all():
+        raise TrainingError(
+            "the map before the last layer is constant or not finite", "backbone.last_layer=trained leaves it as it is"
+        )
     values, vectors = torch.linalg.eigh(covariance)
     values = values.clamp(min=0)
     scales = (values + FLOOR * values[-1]).pow(-POWER)
-    weight = (vectors * scales) @ _rotations(conv.in_channels, conv.out_channels, seed)  # [C, D]
+    weight = (vectors * scales) @ vectors.T @ _rotations(conv.in_channels, conv.out_channels, seed)  # [C, D]
     conv.weight.copy_(weight.T[:, :, None, None])
     norm.weight.fill_(1.0)
     norm.bias.fill_(BIAS)
@@ -59,7 +73,7 @@ def _statistics(net: nn.Module, layer: nn.Module, batches: Iterable[Tensor]) -> 
 
     def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal count, total, products
-        points = inputs[0].movedim(1, -1).flatten(0, -2).double().cpu()
+        points = inputs[0].movedim(1, -1).flatten(0, -2).cpu().double()
         count, total, products = count + len(points), total + points.sum(0), products + points.T @ points
 
     handle = layer.register_forward_pre_hook(add)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ssl_mednet.backbones.artifact import read_config
 from ssl_mednet.backbones.optim import cosine_with_warmup
 from ssl_mednet.backbones.start import Start
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.errors import DataError, RecipeError
 from ssl_mednet.pretraining.checkpoints import Checkpoint
+from ssl_mednet.pretraining.folder import BACKBONE
 from ssl_mednet.pretraining.module import PretrainModule
 from ssl_mednet.recipe import load_recipe, with_all_settings
 from ssl_mednet.schema import OptimSection, Recipe
@@ -35,11 +38,21 @@ BATCHES = ("data.", "augment.", "optim.batch_size", "optim.accumulate", "train.s
 
 
 def began_with(folder: Path, at: Checkpoint | None) -> Recipe | None:
-    """The recipe of the run in a folder: that of its checkpoint, else the one written when it started."""
-    if at is not None:
-        return with_all_settings(Recipe.model_validate(at.recipe))  # also settings that are younger than the run
-    path = folder / "recipe.yaml"
-    return load_recipe(path) if path.is_file() else None
+    """The recipe of the run in a folder: that of its checkpoint, else the one written when it started.
+
+    How a finished run was written is what its artifact says, as it may have been written anew since.
+    """
+    if at is None:
+        path = folder / "recipe.yaml"
+        return load_recipe(path) if path.is_file() else None
+    recipe = Recipe.model_validate(at.recipe)
+    with suppress(RecipeError):  # a method, or a setting of it, that is no more: told as a difference
+        recipe = with_all_settings(recipe)  # also those that are younger than the run
+    if at.step < (recipe.train.steps or 0) or not (folder / BACKBONE).is_dir():
+        return recipe
+    said = read_config(folder / BACKBONE)["ssl_mednet"].get("recipe", {}).get("backbone", {})
+    ends = {name: said[name] for name in (key.partition(".")[2] for key in AT_THE_END) if name in said}
+    return recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update=ends)})
 
 
 def differences(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:

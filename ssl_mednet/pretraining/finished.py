@@ -36,12 +36,16 @@ def finished(
     """The trained net with what ``backbone.keep_start`` and ``backbone.last_layer`` do to it; a copy if anything.
 
     Args:
+        encoder: on the CPU, where the trainer leaves it.
         images: reads the corpus.
-        rows: that were trained on.
+        rows: that were trained on; of those some are looked at, in the proportions of the corpus.
+
+    Raises:
+        TrainingError: there is nothing that a last layer could be made from.
     """
-    backbone, device = recipe.backbone, next(encoder.parameters()).device
+    backbone = recipe.backbone
     if begin is not None and backbone.keep_start:
-        encoder = averaged(encoder, begin, backbone.keep_start).to(device)
+        encoder = averaged(encoder, begin, backbone.keep_start)
     if backbone.last_layer == "whitened":
         seed = recipe.train.seed
         some = np.random.default_rng(seed).permutation(rows)[:_LOOKED_AT]
@@ -49,11 +53,11 @@ def finished(
         def batches() -> Iterator[Tensor]:
             with Progress("last layer", len(some), "img", quiet) as progress:
                 for part in np.split(some, range(_BATCH, len(some), _BATCH)):
-                    batch = images.batch(part, None).to(device)
+                    batch = images.batch(part, images.fetch(part))
                     yield preprocessing.normalise(resize(batch, preprocessing.image_size))
                     progress.advance(len(part))
 
-        encoder = whitened(encoder, batches(), seed)
+        encoder = whitened(encoder.cpu(), batches(), seed)
     return encoder
 
 

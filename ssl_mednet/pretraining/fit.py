@@ -20,7 +20,7 @@ from torch import nn
 
 from ssl_mednet.backbones.artifact import Preprocessing, save_backbone
 from ssl_mednet.backbones.factory import create_backbone
-from ssl_mednet.backbones.start import IMAGENET, used_size
+from ssl_mednet.backbones.start import IMAGENET, last_layer, used_size
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.data.loader import BatchStream
 from ssl_mednet.errors import TrainingError
@@ -125,7 +125,7 @@ def fit(job: Job, world: World, quiet: bool) -> Result:
         update = describe_update(recipe, world)
         write_header(recipe, folder, corpus, policies, update)
         if not quiet:
-            print(*words(recipe, module.method, update), *_sizes(recipe), sep="\n", file=sys.stderr)
+            print(*words(recipe, module.method, update), *_used_otherwise(recipe), sep="\n", file=sys.stderr)
     trained_on, train = describe_data(corpus, rows), recipe.train
     bar = ProgressBar(recipe.name, quiet)
     bad_steps = BadSteps(folder, train.max_bad_steps, trained_on)
@@ -158,13 +158,18 @@ def fit(job: Job, world: World, quiet: bool) -> Result:
     return Result(folder, steps, len(rows), *done, before=_before(recipe))
 
 
-def _sizes(recipe: Recipe) -> list[str]:
-    """What a person should know of sizes where the finished backbone sees another one than training does."""
-    data, weights = recipe.data, recipe.backbone.weights
-    if data.used_size in (0, data.image_size):
-        return []
-    why = f", as {weights} does" if weights and data.used_size == used_size(weights) else ""
-    return [f"data.used_size: views have {data.image_size} px, the finished backbone sees {data.used_size} px{why}"]
+def _used_otherwise(recipe: Recipe) -> list[str]:
+    """What a person should know where the finished backbone is not what is trained: its images, its last layer."""
+    data, backbone, said = recipe.data, recipe.backbone, []
+    weights = backbone.weights
+    if data.used_size not in (0, data.image_size):
+        why = f", as {weights} does" if weights and data.used_size == used_size(weights) else ""
+        size = f"views have {data.image_size} px, the finished backbone sees {data.used_size} px{why}"
+        said.append(f"data.used_size: {size}")
+    if backbone.last_layer == "whitened":
+        why = f", as {weights} has it" if weights and last_layer(weights) == "whitened" else ""
+        said.append(f"backbone.last_layer: the finished backbone's is made from the images{why}")
+    return said
 
 
 def _before(recipe: Recipe) -> str:

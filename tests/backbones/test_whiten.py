@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssl_mednet import pretrain
 from ssl_mednet.backbones import backbone_args, create_backbone, load_backbone
 from ssl_mednet.backbones.whiten import BIAS, FLOOR, POWER, can_whiten, whitened
-from ssl_mednet.errors import RecipeError
+from ssl_mednet.errors import RecipeError, TrainingError, UserError
 from ssl_mednet.recipe import load_recipe
 
 NET = "test_efficientnet"
@@ -92,9 +92,28 @@ def test_nothing_else_changes_and_seeds_decide() -> None:
     torch.testing.assert_close(whole.conv_head.weight, one.conv_head.weight, rtol=1e-3, atol=1e-4)
 
 
+def test_rounding_changes_it_by_rounding() -> None:
+    """Were the components turned as they come, their signs and those of near ones would be rounding's to choose."""
+    model, batch = net(), images()
+    one, other = whitened(model, [batch], 0), whitened(model, [batch + 1e-6 * torch.randn_like(batch)], 0)
+    apart = (one.conv_head.weight - other.conv_head.weight).norm() / one.conv_head.weight.norm()
+    assert float(apart.detach()) < 1e-3
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_map_that_says_nothing_is_refused(value: float) -> None:
+    model = net()
+    model.get_submodule("conv_head").register_forward_pre_hook(lambda _, x: (x[0] * value,))
+    with pytest.raises(TrainingError, match="constant or not finite") as error:
+        whitened(model, [images()], 0)
+    assert "backbone.last_layer=trained" in error.value.hint
+
+
 @pytest.mark.parametrize(
     ("name", "can"),
     [
+        ("mobilenetv1_100", False),
+        ("test_efficientnet_gn", False),
         ("tf_efficientnet_lite0", True),
         ("mobilenetv2_050", True),
         ("mobilenetv3_small_050", False),
@@ -126,6 +145,8 @@ def test_a_run_ends_with_it_says_so_and_can_be_written_either_way(tmp_path: Path
     anew = load_backbone(out).state_dict()
     differ = {name for name, value in anew.items() if not torch.equal(value, trained[name])}
     assert differ == {"conv_head.weight", "bn2.weight", "bn2.bias", "bn2.running_mean", "bn2.running_var"}
+    with pytest.raises(UserError, match="this run is finished"):  # as it was written last
+        pretrain(out=out, resume=True, quiet=True)
     whole = pretrain(plan(last_layer="whitened"), out=tmp_path / "whole", quiet=True)
     for name, value in load_backbone(whole.folder).state_dict().items():
         torch.testing.assert_close(value, anew[name], rtol=1e-4, atol=1e-5)
@@ -133,6 +154,9 @@ def test_a_run_ends_with_it_says_so_and_can_be_written_either_way(tmp_path: Path
     x = torch.rand(4, 1, 48, 48)
     loaded = load_backbone(out)
     torch.testing.assert_close(model(loaded.preprocessing(x)), loaded(loaded.preprocessing(x)))
+    pretrain(out=out, resume=True, overrides=[f"{key}=trained"], quiet=True, allow_changes=True)  # and back
+    assert "last layer" not in card.read_text()
+    assert all(torch.equal(value, trained[name]) for name, value in load_backbone(out).state_dict().items())
 
 
 def test_it_is_of_the_averaged_net_where_a_share_of_the_start_is_kept(tmp_path: Path) -> None:
@@ -146,6 +170,7 @@ def test_it_is_of_the_averaged_net_where_a_share_of_the_start_is_kept(tmp_path: 
     batch = nets["trained"].preprocessing(torch.rand(8, 1, 48, 48))
     kept, expected = (inside(model, "conv_head", batch) for model in (nets["whitened"], nets["trained"]))
     torch.testing.assert_close(kept, expected)
+    assert nets["whitened"].bn2.bias.eq(BIAS).all()  # which is not averaged with that of the start
 
 
 def test_who_goes_on_from_such_weights_ends_with_such_a_layer_unless_told_otherwise(tmp_path: Path) -> None:
@@ -160,6 +185,6 @@ def test_who_goes_on_from_such_weights_ends_with_such_a_layer_unless_told_otherw
 
 
 def test_other_nets_are_refused() -> None:
-    with pytest.raises(RecipeError, match="'resnet10t' has no last pointwise convolution") as error:
+    with pytest.raises(RecipeError, match="'resnet10t' does not end in a pointwise convolution") as error:
         load_recipe(plan(name="resnet10t", last_layer="whitened"))
     assert "EfficientNet" in error.value.hint

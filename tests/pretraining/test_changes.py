@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 from ssl_mednet import pretrain
 from ssl_mednet.backbones.optim import cosine_with_warmup
 from ssl_mednet.errors import DataError, RecipeError, UserError
+from ssl_mednet.pretraining.changes import began_with, differences
+from ssl_mednet.pretraining.checkpoints import last_checkpoint
 from ssl_mednet.recipe import load_recipe
 
 SMALL = {
@@ -94,3 +97,14 @@ def test_other_images_are_refused_with_both_fingerprints(run: Path, tmp_path: Pa
 def test_a_finished_run_says_how_it_goes_on(run: Path) -> None:
     with pytest.raises(UserError, match=r"finished \(4 steps\).*train.steps=N --allow-changes"):
         pretrain(out=run, resume=True, quiet=True)
+
+
+def test_settings_that_are_younger_than_a_run_have_their_defaults(run: Path) -> None:
+    at = last_checkpoint(run)
+    assert at is not None
+    old = {name: dict(section) if isinstance(section, dict) else section for name, section in at.recipe.items()}
+    del old["method"]["num_layers"], old["backbone"]["last_layer"]
+    assert differences(load_recipe(run / "recipe.yaml"), began_with(run, replace(at, recipe=old))) == {}
+    old["method"]["gone"] = 1  # and one that is no more is told
+    changed = differences(load_recipe(run / "recipe.yaml"), began_with(run, replace(at, recipe=old)))
+    assert changed["method.gone"] == (None, 1)
