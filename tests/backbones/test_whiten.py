@@ -93,11 +93,16 @@ def test_nothing_else_changes_and_seeds_decide() -> None:
 
 
 def test_rounding_changes_it_by_rounding() -> None:
-    """Were the components turned as they come, their signs and those of near ones would be rounding's to choose."""
-    model, batch = net(), images()
-    one, other = whitened(model, [batch], 0), whitened(model, [batch + 1e-6 * torch.randn_like(batch)], 0)
-    apart = (one.conv_head.weight - other.conv_head.weight).norm() / one.conv_head.weight.norm()
-    assert float(apart.detach()) < 1e-3
+    """Were the components turned as they come, rounding would choose between those of equal variance."""
+    layers = []
+    for seed in (0, 1):
+        model = net()
+        channels = model.conv_head.in_channels
+        torch.manual_seed(seed)
+        points = torch.cat([torch.eye(channels), -torch.eye(channels)]) + 1e-6 * torch.randn(2 * channels, channels)
+        model.conv_head.register_forward_pre_hook(lambda _, x, points=points: (points[:, :, None, None],))
+        layers.append(whitened(model, [images(2)], 0).conv_head.weight.detach())
+    assert float((layers[0] - layers[1]).norm() / layers[0].norm()) < 1e-3
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
