@@ -146,7 +146,7 @@ def finetune(
             except DivergedError as error:
                 if best is None and lr == options.rates[-1]:
                     raise
-                warn(f"{error.message}; the other rates go on")
+                warn(f"{run.name} on {task.name}, rate {lr:g}: {error.message}; the other rates go on")
                 continue
         if best is None or run.best.value > best.best.value:
             best = run
@@ -274,7 +274,7 @@ class _Run:
 
     def _diverged(self, what: str) -> DivergedError:
         hint = f"finetune.lr={self.lr / 10:g} may be stable, finetune.precision=float32 too"
-        return DivergedError(f"{self.name} on {self.task.name}: fine-tuning diverged, {what}", hint)
+        return DivergedError(f"fine-tuning diverged, {what}", hint)
 
 
 @dataclass

@@ -232,8 +232,9 @@ def _run_jobs(bench: Bench, jobs: list[Job], store: Store, failed: dict[str, Use
             try:
                 rows[job] = _row(bench, job, store)
             except DivergedError as error:
-                failed[f"{bench.task.source}: {bench.weights.name}, {job}"] = error
-                warn(f"{error.message}; the other rows go on")
+                which = f"{bench.weights.name}, {job}"
+                failed[f"{bench.task.source}: {which}"] = error
+                warn(f"{bench.task.name}: {which}: {error.message}; the other rows go on")
     return [rows[job] for job in jobs if job in rows]
 
 
