@@ -77,6 +77,8 @@ def curate(
 ) -> Quality:
     """Mark the rows of a corpus and write the marks beside it, where ``data.keep=good`` of a recipe finds them.
 
+    Marks that were there are not kept: what an earlier run was told (``keep_ratio``, ``against``) is to be said again.
+
     Rows are looked at in their order, and the first of several copies is the one that stays. Near copies are looked
     for within four bits of the hash and confirmed on the pixels; those of one volume are its neighbouring slices, and
     are left to ``keep_ratio``. With ``weights`` those whose embeddings are near are looked at too (the cosine

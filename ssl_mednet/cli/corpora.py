@@ -241,7 +241,7 @@ def curate(
 
     With data.keep=good, pretrain leaves out all of these but text. Near copies are candidates whose perceptual hashes
     differ in at most 4 of 64 bits, or with --weights whose embeddings are within --cosine; a correlation of
-    0.995 of the aligned pixels decides.
+    0.995 of the aligned pixels decides. All marks are made anew each time: say in one run all that is to be marked.
 
     [bold]Example[/bold]
 
