@@ -233,13 +233,12 @@ def with_all_settings(recipe: Recipe) -> Recipe:
 
 
 def _started(backbone: BackboneSection, data: DataSection) -> tuple[BackboneSection, DataSection]:
-    """The sections with what the weights bring along: their architecture, how their last layer is made, and the size at
-    which a CNN of ours is used.
+    """The sections with what the weights bring along: their architecture, and the size at which a CNN of ours is used.
 
-    A larger size than that of the views stays what it was, as does the last layer, unless the recipe says another.
+    A larger size than that of the views stays what it was, unless the recipe says another.
     """
     from ssl_mednet.backbones.factory import backbone_kind
-    from ssl_mednet.backbones.start import IMAGENET, last_layer, start_net, used_size
+    from ssl_mednet.backbones.start import IMAGENET, start_net, used_size
 
     named = "name" in backbone.model_fields_set or backbone.weights == IMAGENET
     name = backbone.name if named else ""
@@ -247,8 +246,7 @@ def _started(backbone: BackboneSection, data: DataSection) -> tuple[BackboneSect
     size = used_size(backbone.weights) if backbone_kind(own) == "cnn" else 0
     if size > data.image_size and "used_size" not in data.model_fields_set:
         data = data.model_copy(update={"used_size": size})
-    last = backbone.last_layer if "last_layer" in backbone.model_fields_set else last_layer(backbone.weights)
-    return backbone.model_copy(update={"name": own, "last_layer": last}), data
+    return backbone.model_copy(update={"name": own}), data
 
 
 def model_args(recipe: Recipe) -> dict[str, Any]:

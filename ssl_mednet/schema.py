@@ -82,7 +82,7 @@ class BackboneSection(Section):
     last_layer: Literal["trained", "whitened"] = Field(
         "trained",
         description="of an EfficientNet; whitened: made anew from what the trained net says of the images before it, "
-        "as the loss leaves less in the trained one; left out, as the weights started from have it",
+        "as the loss leaves less in the trained one; for images of many kinds",
     )
 
     @model_validator(mode="after")

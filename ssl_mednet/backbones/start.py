@@ -134,16 +134,6 @@ def used_size(weights: str) -> int:
     return 0 if _from_imagenet(weights) else int(_said(weights)["preprocessing"]["image_size"])
 
 
-def last_layer(weights: str) -> str:
-    """What ``backbone.last_layer`` was when these weights were made; ``"trained"`` where they do not say.
-
-    Raises:
-        ArtifactError: no such weights.
-    """
-    said = {} if _from_imagenet(weights) else _said(weights)
-    return str(said.get("recipe", {}).get("backbone", {}).get("last_layer", "trained"))
-
-
 def load_start(weights: str, channels: str, architecture: str, model_args: dict[str, Any]) -> Start:
     """The tensors of these weights for the net that :func:`start_net` described.
 

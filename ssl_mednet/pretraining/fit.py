@@ -20,7 +20,7 @@ from torch import nn
 
 from ssl_mednet.backbones.artifact import Preprocessing, save_backbone
 from ssl_mednet.backbones.factory import create_backbone
-from ssl_mednet.backbones.start import IMAGENET, last_layer, used_size
+from ssl_mednet.backbones.start import IMAGENET, used_size
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.data.loader import BatchStream
 from ssl_mednet.errors import TrainingError
@@ -167,8 +167,7 @@ def _used_otherwise(recipe: Recipe) -> list[str]:
         size = f"views have {data.image_size} px, the finished backbone sees {data.used_size} px{why}"
         said.append(f"data.used_size: {size}")
     if backbone.last_layer == "whitened":
-        why = f", as {weights} has it" if weights and last_layer(weights) == "whitened" else ""
-        said.append(f"backbone.last_layer: the finished backbone's is made from the images{why}")
+        said.append("backbone.last_layer: the finished backbone's is made from the images")
     return said
 
 

@@ -178,15 +178,16 @@ def test_it_is_of_the_averaged_net_where_a_share_of_the_start_is_kept(tmp_path: 
     assert nets["whitened"].bn2.bias.eq(BIAS).all()  # which is not averaged with that of the start
 
 
-def test_who_goes_on_from_such_weights_ends_with_such_a_layer_unless_told_otherwise(tmp_path: Path) -> None:
+def test_who_goes_on_from_such_weights_trains_that_layer_on_and_keeps_a_share_of_it(tmp_path: Path) -> None:
     parent = pretrain(plan(last_layer="whitened"), out=tmp_path / "parent", quiet=True)
     said = plan(weights=str(parent.folder))
     del said["backbone"]["name"]
-    assert load_recipe(said).backbone.last_layer == "whitened"
-    assert load_recipe(said, ["backbone.last_layer=trained"]).backbone.last_layer == "trained"
     child = pretrain(said, out=tmp_path / "child", quiet=True)
-    assert load_recipe(child.folder / "recipe.yaml").backbone.last_layer == "whitened"
-    assert load_backbone(child.folder).bn2.bias.eq(BIAS).all()
+    assert load_recipe(child.folder / "recipe.yaml").backbone.last_layer == "trained"
+    before, trained = (load_backbone(run.folder).conv_head.weight for run in (parent, child))
+    assert not torch.equal(before, trained)
+    pretrain(out=child.folder, resume=True, overrides=["backbone.keep_start=0.75"], quiet=True, allow_changes=True)
+    torch.testing.assert_close(load_backbone(child.folder).conv_head.weight, 0.75 * before + 0.25 * trained)
 
 
 def test_other_nets_are_refused() -> None:
