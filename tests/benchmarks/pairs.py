@@ -4,11 +4,15 @@
       --a gray-mednet-tiny few_shot_finetune@10 --b gray-mednet-tiny few_shot_linear@10
     python tests/benchmarks/pairs.py results/gray --a gray-mednet-tiny linear@1.0 \\
       --b imagenet:efficientnet_lite0@96 linear@1.0 --without-copies brain_mri busi_us
+    python tests/benchmarks/pairs.py results/ft_brain_mri results/frozen_brain_mri --over-draws \\
+      --a gray-mednet-tiny few_shot_finetune@10 --b gray-mednet-tiny few_shot_linear@10
 
 A row is named by weights and by a protocol with a share of the labels (``0.1``) or labels a class (``10``). All sets
 that have both are shown. Rows of the same test images that rest on the same resamples are a pair, others are refused: a
 difference is one of draws, as ``ssl-mednet evaluate`` takes it within one folder. ``--without-copies`` reads the images
-again and leaves out those test images that have an equal or nearly equal one in the training split.
+again and leaves out those test images that have an equal or nearly equal one in the training split. ``--over-draws``
+takes the mean over draws of the labels, each of which is a row where nets are fine-tuned (one a seed), and its interval
+is over test images and draws, as that of a frozen net's row, which has all draws in one.
 """
 
 from __future__ import annotations
@@ -86,6 +90,31 @@ def paired(a: Found, b: Found) -> tuple[float, float, Difference]:
     return values[0], values[1], difference(less, of)
 
 
+def paired_over_draws(a: list[Found], b: list[Found]) -> tuple[float, float, Difference, int]:
+    """Means over the same draws of the labels, their difference, and how many draws those are.
+
+    Raises:
+        SystemExit: the rows are of other draws, or no pairs.
+    """
+    drawn = [sorted(draw for one in rows for draw in draws_of(one)) for rows in (a, b)]
+    if drawn[0] != drawn[1]:
+        raise SystemExit(f"{a[0][1]['task']}: the rows are no pair: they are of the draws {drawn[0]} and {drawn[1]}")
+    common = [common_resamples(one, other) for one in a for other in b]
+    arrays, scores = predictions(a[0]), []
+    for rows in (a, b):
+        in_order = sorted(rows, key=lambda one: draws_of(one)[0])
+        fits = [predictions(one)["scores"] for one in in_order]
+        scores.append(np.concatenate([s.reshape(-1, *s.shape[-2:]) for s in fits]))
+    groups = arrays["groups"] if a[0][1]["grouped"] else None
+    return *_compared(arrays["targets"], scores, groups, common[0]), len(drawn[0])
+
+
+def draws_of(one: Found) -> list[int]:
+    """Which draws of the labels a row is of: all that it is a mean over, or the one of its seed."""
+    row = one[1]
+    return list(range(row["draws"])) if "draws" in row else [row["seed"]]
+
+
 def paired_without_copies(a: Found, b: Found) -> tuple[float, float, Difference, int]:
     """As :func:`paired`, over the test images that are no copies of training images; and how many those are.
 
@@ -103,10 +132,15 @@ def paired_without_copies(a: Found, b: Found) -> tuple[float, float, Difference,
     keep = ~np.isin(arrays[0]["rows"], np.concatenate([p.right for p in pairs.values()]))
     targets, scores = arrays[0]["targets"][keep], [z["scores"][..., keep, :] for z in arrays]
     groups = arrays[0]["groups"][keep] if row["grouped"] else None
+    return *_compared(targets, scores, groups, resamples), int(keep.sum())
+
+
+def _compared(
+    targets: np.ndarray, scores: list[np.ndarray], groups: np.ndarray | None, resamples: dict[str, int]
+) -> tuple[float, float, Difference]:
     auroc = METRICS["auroc"]
-    values = [float(np.mean([auroc(targets, fit) for fit in s.reshape(-1, *s.shape[-2:])])) for s in scores]
-    less = paired_bootstrap(auroc, targets, scores[0], scores[1], groups, **resamples)
-    return values[0], values[1], less, int(keep.sum())
+    a, b = (float(np.mean([auroc(targets, fit) for fit in s.reshape(-1, *s.shape[-2:])])) for s in scores)
+    return a, b, paired_bootstrap(auroc, targets, scores[0], scores[1], groups, **resamples)
 
 
 def main() -> None:
@@ -115,9 +149,16 @@ def main() -> None:
     for name in ("--a", "--b"):
         parser.add_argument(name, nargs=2, required=True, metavar=("WEIGHTS", "PROTOCOL@AMOUNT"))
     parser.add_argument("--without-copies", nargs="*", default=[], metavar="SET", help="sets to leave copies out of")
+    parser.add_argument("--over-draws", action="store_true", help="the mean over all seeds of a set, as one row")
     args = parser.parse_args()
     first, second = (found(args.folders, *said) for said in (args.a, args.b))
     print("| set | A | B | A less B |\n| --- | --- | --- | --- |")
+    if args.over_draws:
+        for task in dict.fromkeys(task for task, _ in first if any(task == other for other, _ in second)):
+            rows = [[one for (name, _), one in found_rows.items() if name == task] for found_rows in (first, second)]
+            a, b, less, count = paired_over_draws(*rows)
+            say(f"{task}, {count} draws", a, b, less)
+        return
     for key in first:
         if key not in second:
             continue
@@ -127,8 +168,12 @@ def main() -> None:
             name += f", {count:,} images"
         else:
             a, b, less = paired(first[key], second[key])
-        told = cell([{"value": less.value, "low": less.low, "high": less.high}], short=False)
-        print(f"| {name} | {number(a)} | {number(b)} | {told} |")
+        say(name, a, b, less)
+
+
+def say(name: str, a: float, b: float, less: Difference) -> None:
+    told = cell([{"value": less.value, "low": less.low, "high": less.high}], short=False)
+    print(f"| {name} | {number(a)} | {number(b)} | {told} |")
 
 
 if __name__ == "__main__":

@@ -89,3 +89,42 @@ def test_copies_are_not_looked_for_in_another_set(
 
 def test_differences_without_an_interval_are_told(measured: Measure, capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, measured("a", [ONE, TWO], "resamples=0")).endswith("(no interval) |")
+
+
+def test_rows_of_one_draw_each_are_compared_as_the_mean_over_draws(
+    measured: Measure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def over_draws(weights: str, what: str, *folders: Path) -> list[str]:
+        sys.argv = [
+            "pairs.py",
+            *map(str, folders),
+            "--a",
+            weights,
+            what,
+            "--b",
+            ONE,
+            "few_shot_linear@5",
+            "--over-draws",
+        ]
+        pairs.main()
+        return capsys.readouterr().out.splitlines()[-1].split(" | ")
+
+    protocols = "protocols=[few_shot_finetune,few_shot_linear]", "shots=[5]", "draws=2", "seeds=[0,1]"
+    steps = "finetune.max_steps=2", "finetune.batch_size=8", "finetune.precision=float32"
+    both = measured("both", ["random:resnet10t@32", ONE, TWO], *protocols, *steps, source="phantoms:gray?n=400&size=32")
+    rows = json.loads((both / "results.json").read_text())
+    tuned = [r["metrics"]["auroc"]["value"] for r in rows if r["protocol"] == "few_shot_finetune"]
+    (frozen,) = (r["metrics"]["auroc"]["value"] for r in rows if r["weights"] == ONE)
+    told = over_draws("random:resnet10t@32", "few_shot_finetune@5", both)
+    assert told[:3] == ["| phantoms:gray, 2 draws", pairs.number(np.mean(tuned)), pairs.number(frozen)]
+    # Of rows that hold all draws the difference is the one that evaluate made.
+    told = over_draws(TWO, "few_shot_linear@5", both)
+    one, two = (pairs.found([both], weights, "few_shot_linear@5")["phantoms:gray", 0] for weights in (TWO, ONE))
+    less = pairs.paired(one, two)[2]
+    assert told[3] == pairs.cell([{"value": less.value, "low": less.low, "high": less.high}], short=False) + " |"
+
+    fewer = measured(
+        "fewer", [ONE], "protocols=[few_shot_linear]", "shots=[5]", "draws=3", source="phantoms:gray?n=400&size=32"
+    )
+    with pytest.raises(SystemExit, match=r"they are of the draws \[0, 1\] and \[0, 1, 2\]"):
+        over_draws("random:resnet10t@32", "few_shot_finetune@5", both, fewer)
