@@ -160,7 +160,9 @@ class TrainSection(Section):
     epochs: float | None = Field(None, gt=0, description="passes over the data; give this or steps")
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where it is fast")
     seed: int = Field(0, ge=0, lt=2**63)
-    device: Literal["auto", "cpu", "cuda", "gpu", "mps"] = Field("auto", description="auto, cpu, cuda (or gpu), mps")
+    device: Literal["auto", "cpu", "cuda", "gpu", "mps"] = Field(
+        "auto", description="auto (a GPU of CUDA, else the CPU), cpu, cuda (or gpu), mps (Apple's; untested)"
+    )
     devices: int | Literal["auto"] = Field(
         "auto", description="processes on each node; auto: a process a GPU, one on the CPU"
     )

@@ -122,7 +122,7 @@ def normal_field(place: Tensor, shape: torch.Size | tuple[int, ...], device: tor
     augmentation; reading a bank costs a copy. Two rows share numbers only where their windows overlap, shifted.
 
     Args:
-        place: ``[B]`` in [0, 1), where in the bank each row reads.
+        place: ``[B]`` float32 in [0, 1), multiples of 2^-24 (:class:`~ssl_mednet.draws.Draws`): where each row reads.
         shape: ``[C, H, W]`` of one image.
 
     Returns:
@@ -136,7 +136,7 @@ def normal_field(place: Tensor, shape: torch.Size | tuple[int, ...], device: tor
         bank = torch.randn(size, generator=generator).to(device)
         _BANKS[device] = bank
     windows = bank.as_strided((size - count + 1, count), (1, 1))
-    start = (place.double() * (size - count)).long()
+    start = (place * 2.0**24).long() * (size - count) >> 24  # exact, without float64, which Apple's GPUs do not have
     return windows[start].view(-1, *shape)
 
 

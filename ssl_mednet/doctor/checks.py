@@ -113,9 +113,9 @@ def devices() -> list[Check]:
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         kind, word = "bf16" if fast else "fp16", "has" if fast else "has no"
         return [Check("devices", "ok", said), Check("precision", "ok", f"auto is {kind}: the GPU {word} native bf16")]
-    said = f"no GPU; {_cores()} CPU cores ({_cpu_name()})"
-    if torch.backends.mps.is_available():
-        return [Check("devices", "ok", f"Apple GPU (mps); {said}"), Check("precision", "ok", "auto is float32")]
+    apple = torch.backends.mps.is_available()
+    gpu = "an Apple GPU, on which nothing was tested: train.device=mps tries it" if apple else "no GPU"
+    said = f"{gpu}; {_cores()} CPU cores ({_cpu_name()})"
     amx, avx = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
     units = " and ".join(name for name, there in (("AMX", amx), ("AVX-512 bf16", avx)) if there)
     said_precision = f"auto is bf16: the CPU has {units}" if units else "auto is float32: the CPU has no native bf16"

@@ -40,10 +40,10 @@ def build_module(
         backbone.load_state_dict(start.state)  # and after it: lightly's masked ViT initialises it anew
     if recipe.backbone.checkpoint:
         method.checkpoint_activations()
-    if recipe.backbone.checkpoint or recipe.optim.cache_chunk:
-        repeat_without_trace(method)
     if world.size > 1 and recipe.train.sync_batchnorm:
         synchronise(method, device_kind(recipe))
+    if recipe.backbone.checkpoint or recipe.optim.cache_chunk:
+        repeat_without_trace(method)  # after other layers have taken the place of those that it watches
     views = build_views(recipe, method.views, mean, std)
     sharded = is_sharded(recipe, world)
     channels_last = backbone_kind(recipe.backbone.name) == "cnn" and not sharded  # only contiguous weights are sharded
@@ -135,7 +135,7 @@ def with_length(recipe: Recipe, images: int) -> Recipe:
 
 
 def device_kind(recipe: Recipe) -> str:
-    """Where a recipe trains: ``"cuda"``, ``"mps"`` or ``"cpu"``.
+    """Where a recipe trains: ``"cuda"``, ``"mps"`` or ``"cpu"``; ``auto`` is a GPU of CUDA where there is one.
 
     Raises:
         RecipeError: this machine does not have it.
@@ -146,9 +146,7 @@ def device_kind(recipe: Recipe) -> str:
         raise RecipeError(f"train.device={recipe.train.device}: torch finds none here", "train.device=auto or cpu")
     if wanted != "auto":
         return wanted
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    return "cuda" if there["cuda"] else "cpu"
 
 
 def processes_wanted(recipe: Recipe) -> int:
@@ -174,9 +172,10 @@ def resolve_precision(recipe: Recipe) -> str:
     chosen = recipe.train.precision
     if chosen != "auto":
         return names[chosen]
-    on_gpu = recipe.train.device in ("auto", "cuda", "gpu") and torch.cuda.is_available()
-    if on_gpu:
-        return names["bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"]
+    device = device_kind(recipe)
+    if device == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return names["bf16"]
+        return names["float32" if recipe.train.strategy == "fsdp" else "fp16"]  # Lightning scales no shared gradients
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    on_cpu = recipe.train.device == "cpu" or not torch.backends.mps.is_available()
-    return names["bf16" if on_cpu and native else "float32"]
+    return names["bf16" if device == "cpu" and native else "float32"]

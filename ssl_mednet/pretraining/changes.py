@@ -35,6 +35,7 @@ SCHEDULE = ("train.steps", "optim.lr", "optim.lr_scaling", "optim.base_batch", "
 FIXED = ("backbone.", "data.channels", "method.name", "optim.name", "train.strategy")
 AT_THE_END = ("backbone.keep_start", "backbone.last_layer")  # only what is written of the finished net depends on it
 BATCHES = ("data.", "augment.", "optim.batch_size", "optim.accumulate", "train.seed")
+CHOICE = ("train.choose", "monitor.probe", "monitor.probe_kind", "monitor.probe_images")
 
 
 def began_with(folder: Path, at: Checkpoint | None) -> Recipe | None:
@@ -106,6 +107,8 @@ def _meaning(changed: dict[str, tuple[Any, Any]], before: Recipe, now: Recipe, s
         said.append(f"the learning rate follows the new schedule from here: {old:.3g} -> {new:.3g} at step {step}")
     if any(key.startswith(BATCHES) for key in changed):
         said.append("the batches from here on are not those of the old recipe: neither recipe alone repeats this run")
+    if before.train.choose != "last" and changed.keys() & set(CHOICE):
+        said.append("the best weights until here were the best by another measure, and are forgotten")
     return said
 
 
@@ -156,7 +159,8 @@ def check_weights(at: Checkpoint | None, start: Start | None, folder: Path) -> N
 def amend(module: PretrainModule, checkpoint: dict[str, Any]) -> None:
     """Put the settings of the module's recipe into a checkpoint of another one, before it is restored.
 
-    An optimizer and its schedule bring their own rates, decays and betas along with their state.
+    An optimizer and its schedule bring their own rates, decays and betas along with their state, and Lightning counts
+    passes, by which it knows the last one of an update: after as many updates of the new recipe there are others.
 
     Raises:
         RecipeError: the moments do not fit.
@@ -172,6 +176,10 @@ def amend(module: PretrainModule, checkpoint: dict[str, Any]) -> None:
         old.update({k: v for k, v in new.items() if k != "params"} | {"lr": new["initial_lr"] * factor})
     saved["base_lrs"] = schedule.base_lrs
     saved["_last_lr"] = [group["lr"] for group in groups]
+    passes = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    more = checkpoint["global_step"] * module.recipe.optim.accumulate - passes["current"]["ready"]
+    for counts in (passes["total"], passes["current"]):
+        counts.update({name: count + more for name, count in counts.items()})
 
 
 def check_shapes(module: torch.nn.Module, at: Checkpoint) -> None:

@@ -191,6 +191,7 @@ def _stream(recipe: Recipe, corpus: Corpus, rows: np.ndarray, world: World, rott
         weights=data.weights,
         timeout=data.timeout,
         on_rotten=rotten,
+        pin=device_kind(recipe) == "cuda",
     )
 
 
@@ -229,7 +230,7 @@ def build_trainer(
     """Lightning's trainer: the loop, and nothing that this package has of its own."""
     logger = TensorBoardLogger(folder, name="", version="tensorboard", purge_step=start + 1 if start else None)
     return pl.Trainer(
-        accelerator=recipe.train.device,
+        accelerator=device_kind(recipe),
         devices=world.local_size,
         num_nodes=world.nodes,
         strategy=spread(recipe, world, device_kind(recipe)),

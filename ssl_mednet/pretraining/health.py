@@ -20,6 +20,8 @@ def signs(embedding: Tensor) -> dict[str, float]:
     ``alpha_req``.
     """
     features = embedding[:ROWS].detach().float()
+    if features.device.type == "mps":
+        features = features.cpu()  # where there is float64
     names = ("feature_std", "rank_me", "effective_rank", "alpha_req")
     if not features.isfinite().all():
         return dict.fromkeys(names[:3], float("nan"))

@@ -127,9 +127,13 @@ class PretrainModule(pl.LightningModule):
             raise SkippedUpdate
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = scaler.get_scale() if scaler is not None else 0.0
         try:
             super().optimizer_step(*args, **kwargs)
         except SkippedUpdate:
             return
+        if scaler is not None and scaler.get_scale() < scale:
+            return  # in fp16 a gradient was beyond the range, and the scaler has skipped the update
         # Lightning counts the step only after this hook.
         self.method.after_step((self.trainer.global_step + 1) / self.total_steps)

@@ -104,13 +104,24 @@ class Online(pl.Callback):
         self.probe, self.choose = probe, choose
         self.seconds = 0.0
         self.best: dict[str, Any] = {}
+        self._of = self._measure()
         self._at, self._values, self._said = -1, dict[str, float](), False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "of": self._of}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        """The best so far, unless it is the best by another measure, with which no later value can be compared."""
+        self.best = state_dict["best"] if state_dict.get("of", self._of) == self._of else {}
+
+    def _measure(self) -> str:
+        """By what, on which images, the best is found."""
+        if self.choose == "probe" and self.probe is not None:
+            probe, seen = self.probe, (self.probe.train, self.probe.val)
+            name = f"{self.choose} {probe.kind} {probe.task.fingerprint}"
+        else:
+            name, seen = f"{self.choose} {self.corpus.meta['fingerprint']}", (self.held,)
+        return f"{name} {stable_hash(*(int(row) for rows in seen for row in rows))}"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.perf_counter()

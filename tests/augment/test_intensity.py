@@ -15,6 +15,7 @@ from ssl_mednet.augment.intensity import (
     normal_field,
 )
 from ssl_mednet.augment.ops import run
+from ssl_mednet.draws import Draws
 
 
 def images(n: int = 16, channels: int = 3, size: int = 24) -> torch.Tensor:
@@ -45,6 +46,14 @@ def test_noise_has_the_deviation_it_was_given() -> None:
     assert abs(out.std().item() - 0.05) < 5e-4
     assert abs(out.mean().item() - 0.5) < 5e-4
     assert not torch.equal(out[0], out[1])
+
+
+def test_a_noise_field_begins_at_its_place_to_the_number() -> None:
+    u = torch.cat([torch.tensor([0.0, 2.0**-24, 1 - 2.0**-24]), Draws(0, 0, torch.arange(500)).uniform("u", 1)[:, 0]])
+    field = normal_field(u, (1, 1, 3), torch.device("cpu")).flatten(1)
+    start = (u.double() * ((1 << 22) - 3)).long()
+    bank = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0x5EED))
+    assert torch.equal(field, bank[start[:, None] + torch.arange(3)])
 
 
 def test_noise_fields_of_two_rows_are_not_correlated() -> None:

@@ -162,6 +162,9 @@ def test_in_fp16_the_scalers_own_skips_are_not_counted(tmp_path: Path, monkeypat
     recipe = load_recipe(SMALL)
     corpus = recipe_corpus(recipe, quiet=True)
     module = build_module(recipe, 6, *corpus.statistics(corpus.rows()))
+    for parameter in module.method.teacher_backbone.parameters():
+        parameter.data.add_(1)  # away from the student, so that a step towards it would be seen
+    before = [parameter.detach().clone() for parameter in module.method.parameters()]
     guard = BadSteps(tmp_path, 3, {})
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)  # beyond what a gradient of float16 can hold
     trainer = pl.Trainer(
@@ -178,6 +181,7 @@ def test_in_fp16_the_scalers_own_skips_are_not_counted(tmp_path: Path, monkeypat
     assert trainer.global_step == 4
     assert guard.skipped == 1
     assert scaler.get_scale() == 2.0**56  # halved at all four
+    assert all(torch.equal(one, other) for one, other in zip(module.method.parameters(), before, strict=True))
 
 
 def test_out_of_memory_says_what_takes_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

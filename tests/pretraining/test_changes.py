@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ssl_mednet import pretrain
+from ssl_mednet.backbones.artifact import read_config
 from ssl_mednet.backbones.optim import cosine_with_warmup
 from ssl_mednet.errors import DataError, RecipeError, UserError
+from ssl_mednet.methods import Batch, StepOutput
+from ssl_mednet.methods.simclr import SimCLR
 from ssl_mednet.pretraining.changes import began_with, differences
 from ssl_mednet.pretraining.checkpoints import last_checkpoint
 from ssl_mednet.recipe import load_recipe
@@ -58,6 +62,49 @@ def test_told_so_the_run_goes_on_with_the_new_rates_and_keeps_the_old_recipe(
     content = torch.load(run / "checkpoints" / "step_000008.ckpt", weights_only=True)
     assert {group["weight_decay"] for group in content["optimizer_states"][0]["param_groups"]} == {0.0, 0.2}
     assert content["optimizer_states"][0]["state"][0]["step"] == 8  # moments went along
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_passes_of_an_update_stay_together_where_there_are_others(
+    before: int, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["train.steps=3", f"optim.accumulate={before}"]  # three: after an odd number of passes
+    pretrain(SMALL, out=tmp_path / "run", overrides=overrides, quiet=True)
+    passes: list[int] = []
+    updates: list[list[int]] = []
+    step, after_step = SimCLR.training_step, SimCLR.after_step
+
+    def counted(self: SimCLR, views: list[torch.Tensor], batch: Batch) -> StepOutput:
+        passes.append(batch.step)
+        return step(self, views, batch)
+
+    def updated(self: SimCLR, progress: float) -> None:
+        after_step(self, progress)
+        updates.append(passes.copy())
+        passes.clear()
+
+    monkeypatch.setattr(SimCLR, "training_step", counted)
+    monkeypatch.setattr(SimCLR, "after_step", updated)
+    changes = [f"optim.accumulate={after}", "train.steps=5"]
+    pretrain(out=tmp_path / "run", resume=True, overrides=changes, quiet=True, allow_changes=True)
+    assert updates == [list(range(at * after, (at + 1) * after)) for at in (3, 4)]
+
+
+@pytest.mark.parametrize("choose", ["last", "probe"])
+def test_the_best_by_one_measure_is_not_the_best_by_another(
+    choose: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probed = ["monitor.probe=phantoms:gray?n=80&seed=3", "monitor.probe_every=2", "monitor.probe_images=40"]
+    pretrain(SMALL, out=tmp_path / "run", overrides=[*probed, "train.choose=rank_me"], quiet=True)
+    changes = [f"train.choose={choose}", "train.steps=6"]
+    pretrain(out=tmp_path / "run", resume=True, overrides=changes, quiet=True, allow_changes=True)
+    assert "the best weights until here were the best by another measure" in capsys.readouterr().err
+    chosen = read_config(tmp_path / "run" / "backbone")["ssl_mednet"]["chosen"]
+    state = torch.load(tmp_path / "run" / "checkpoints" / "step_000006.ckpt", weights_only=True)["state_dict"]
+    saved = load_file(tmp_path / "run" / "backbone" / "model.safetensors")
+    assert (chosen["by"], chosen["step"]) == (choose, 6)
+    assert chosen.get("value", 0) <= 1  # an AUROC and no rank
+    assert all(torch.equal(saved[k], state[f"method.backbone.{k}"]) for k in saved)
 
 
 def test_what_changes_only_where_and_how_safely_it_computes_needs_no_leave(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ssl_mednet.backbones import backbone_args, create_backbone
-from ssl_mednet.backbones.norm import repeat_without_trace
+from ssl_mednet.backbones.norm import SyncedBatchNorm, repeat_without_trace
 from ssl_mednet.draws import Draws
 from ssl_mednet.errors import RecipeError
 from ssl_mednet.imaging.batch import ImageBatch
@@ -18,6 +18,7 @@ from ssl_mednet.imaging.modality import modality
 from ssl_mednet.methods import METHODS, Batch, Method, StepOutput
 from ssl_mednet.pretraining.build import build_module
 from ssl_mednet.pretraining.chunks import step_in_chunks
+from ssl_mednet.pretraining.world import World
 from ssl_mednet.recipe import load_recipe
 
 IMAGES, CHUNK = 24, 7  # the last chunk is smaller
@@ -111,6 +112,19 @@ def test_with_batch_norm_statistics_are_of_a_chunk_and_move_once_a_chunk() -> No
     reference.compare(tuple(map(torch.cat, zip(*embedded, strict=True))), info(torch.arange(IMAGES))).loss.backward()
     assert apart(gradient(method), gradient(reference)) < 1e-5
     for (name, ours), theirs in zip(method.named_buffers(), reference.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
+@pytest.mark.parametrize("setting", [f"optim.cache_chunk={CHUNK}", "backbone.checkpoint=true"])
+def test_statistics_move_once_where_they_are_of_several_processes_too(setting: str) -> None:
+    keys = ["data.image_size=32", "train.device=cpu", "backbone.name=resnet10t", setting]
+    recipe = load_recipe("simclr_gray.yaml", keys)
+    one, shared = (build_module(recipe, 100, (0.5,), (0.25,), world) for world in (World(), World(0, 2, 0, 2)))
+    images = stored(IMAGES)
+    for module in (one, shared):
+        module.training_step((0, images), 0).backward()
+    assert any(isinstance(layer, SyncedBatchNorm) for layer in shared.modules())
+    for (name, ours), theirs in zip(shared.named_buffers(), one.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, msg=name)
 
 

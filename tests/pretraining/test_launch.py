@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ssl_mednet.errors import RecipeError, UserError
-from ssl_mednet.pretraining.build import processes_wanted
+from ssl_mednet.pretraining.build import device_kind, processes_wanted
 from ssl_mednet.pretraining.launch import ProcessDied, launch
 from ssl_mednet.pretraining.world import World, first_host, given_world, own_worlds, speaks
 from ssl_mednet.schema import Recipe
@@ -193,3 +193,10 @@ def test_a_device_that_is_not_there_is_told(device: str, monkeypatch: pytest.Mon
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     with pytest.raises(RecipeError, match=f"train.device={device}: torch finds none here"):
         processes_wanted(Recipe.model_validate({"train": {"device": device}}))
+
+
+def test_an_apple_gpu_is_for_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    kinds = [device_kind(Recipe.model_validate({"train": {"device": name}})) for name in ("auto", "mps")]
+    assert kinds == ["cpu", "mps"]

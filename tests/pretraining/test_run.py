@@ -145,6 +145,16 @@ def test_automatic_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatc
         assert build_module_of.resolve_precision(recipe) == expected
 
 
+def test_automatic_precision_on_a_gpu_without_bf16_is_one_that_shared_weights_can_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    for strategy, expected in (("ddp", "16-mixed"), ("fsdp", "32-true")):
+        recipe = load_recipe(SMALL, ["train.precision=auto", "train.device=auto", f"train.strategy={strategy}"])
+        assert build_module_of.resolve_precision(recipe) == expected
+
+
 def test_bf16_trains_too(tmp_path: Path) -> None:
     pretrain(SMALL, out=tmp_path / "run", overrides=["train.precision=bf16"], quiet=True)
     assert all(
