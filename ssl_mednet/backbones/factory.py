@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.layers import PatchEmbed
 from timm.models.convnext import ConvNeXt
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
@@ -84,12 +85,13 @@ def backbone_args(
 
 
 def backbone_kind(architecture: str) -> Kind:
-    """``"vit"`` for a plain timm VisionTransformer, which can be masked; ``"cnn"`` for every other net.
+    """``"vit"`` for a plain timm VisionTransformer, which can be masked; ``"cnn"`` for every other net, hybrids too.
 
     Raises:
         RecipeError: timm does not know the name.
     """
-    return "vit" if isinstance(_meta(architecture), VisionTransformer) else "cnn"
+    net = _meta(architecture)
+    return "vit" if isinstance(net, VisionTransformer) and isinstance(net.patch_embed, PatchEmbed) else "cnn"
 
 
 def can_checkpoint(net: nn.Module) -> bool:

@@ -7,10 +7,18 @@ from typing import Any
 import torch
 from lightly.models.modules import MaskedVisionTransformerTIMM
 from lightly.models.modules.masked_vision_transformer_decoder_timm import MaskedVisionTransformerDecoderTIMM
-from lightly.models.utils import get_at_index, patchify, repeat_token, set_at_index, unpatchify
+from lightly.models.utils import (
+    get_at_index,
+    initialize_positional_embedding,
+    patchify,
+    repeat_token,
+    set_at_index,
+    unpatchify,
+)
 from pydantic import Field
 from torch import Tensor, nn
 
+from ssl_mednet.errors import RecipeError
 from ssl_mednet.methods.base import Batch, Method, MethodConfig, StepOutput, View, register_method
 
 
@@ -27,7 +35,10 @@ class MAE(Method):
     """Reconstruction of hidden patches (He et al. 2022, arXiv 2111.06377).
 
     The loss is the mean squared error on the hidden patches only (section 3). Gray images are reconstructed in one
-    channel.
+    channel. A normalisation after the pooling stays as it began, for the loss does not see it.
+
+    Raises:
+        RecipeError: the backbone pools by attention, which no loss on patches would train.
     """
 
     Config = MAEConfig
@@ -38,6 +49,11 @@ class MAE(Method):
     def __init__(self, backbone: nn.Module, config: MAEConfig) -> None:
         super().__init__(backbone, config)
         vit: Any = backbone
+        if vit.attn_pool is not None:
+            raise RecipeError(
+                "method mae cannot train the backbone's attention pooling", "backbone.args.global_pool=avg"
+            )
+        vit.fc_norm.requires_grad_(False)
         self.patch_size: int = vit.patch_embed.patch_size[0]
         self.channels: int = vit.patch_embed.proj.in_channels
         self.num_prefix: int = vit.num_prefix_tokens
@@ -45,7 +61,9 @@ class MAE(Method):
         # Nothing is masked inside the encoder (hidden patches never enter it), so its mask token is not trained.
         token = nn.Parameter(torch.zeros(1, 1, vit.embed_dim), requires_grad=False)
         # In a tuple, so that the backbone is not registered (and checkpointed) a second time.
-        self._masked = (MaskedVisionTransformerTIMM(backbone, mask_token=token),)
+        self._masked = (MaskedVisionTransformerTIMM(backbone, mask_token=token, pos_embed_initialization="skip"),)
+        placed = 0 if vit.no_embed_class else self.num_prefix  # prefix tokens that have positions
+        initialize_positional_embedding(vit.pos_embed, "sincos", placed)
         self.decoder_embed = nn.Linear(vit.embed_dim, config.decoder_dim)
         self.decoder = MaskedVisionTransformerDecoderTIMM(
             num_patches=self.num_patches,

@@ -27,24 +27,28 @@ class _Together:
 
 
 @contextmanager
-def joined(world: World, device: str) -> Iterator[None]:
-    """Be one process of ``world`` inside; nothing to do where there is only one.
+def joined(world: World, device: str) -> Iterator[World]:
+    """Be one process of ``world`` inside, which is given as the trainer is to see it; alone there is nothing to do.
 
     Args:
         device: ``"cpu"`` (gloo) or ``"cuda"`` (NCCL).
+
+    Raises:
+        RecipeError: more processes on this node than GPUs that they see.
     """
     if world.size == 1:
-        yield
+        yield world
         return
     os.environ.update(world.variables())
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
     if device == "cuda":
+        world = world.with_gpus(torch.cuda.device_count())
         torch.cuda.set_device(world.local_rank)
     dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=world.rank, world_size=world.size)
     _Together.group = dist.new_group(backend="gloo", timeout=_PATIENCE)
     try:
-        yield
+        yield world
     finally:
         _Together.group = None
         dist.destroy_process_group()

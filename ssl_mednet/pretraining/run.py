@@ -112,10 +112,10 @@ def _prepare(recipe: Recipe, out: str | Path | None, resume: bool, allow_changes
 
 def _join(recipe: Recipe, prepare: Callable[[], Job], quiet: bool, world: World) -> Result:
     """Be one process of the run."""
-    with joined(world, device_kind(recipe)):
+    with joined(world, device_kind(recipe)) as seen:
         job = settled_by_first(prepare)
         with quiet_libraries(), torch.random.fork_rng(), memory_explained(job.recipe, job.folder):
-            return fit(job, world, quiet)
+            return fit(job, seen, quiet)
 
 
 def _held_out(recipe: Recipe, corpus: Corpus, rows: np.ndarray, quiet: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ssl_mednet.errors import RecipeError
 
@@ -49,6 +49,23 @@ class World:
     @property
     def nodes(self) -> int:
         return self.size // self.local_size
+
+    def with_gpus(self, count: int) -> World:
+        """The world where this process sees so many GPUs.
+
+        ``srun --gpus-per-task=1`` shows each process one, which torch numbers 0: each is like a node of its own then.
+
+        Raises:
+            RecipeError: more processes on this node than GPUs, though they see several.
+        """
+        if count >= self.local_size:
+            return self
+        if count == 1:
+            return replace(self, local_rank=0, local_size=1)
+        raise RecipeError(
+            f"{self.local_size} processes on this node see {count} GPUs",
+            "one process a GPU: srun --ntasks-per-node=N --gpus-per-node=N, or torchrun --nproc-per-node=N",
+        )
 
     def variables(self) -> dict[str, str]:
         """The world as torch's own environment variables."""

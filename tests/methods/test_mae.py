@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from ssl_mednet.backbones import backbone_args, create_backbone
+from ssl_mednet.backbones import backbone_args, backbone_kind, create_backbone
 from ssl_mednet.draws import Draws
+from ssl_mednet.errors import RecipeError
 from ssl_mednet.methods import METHODS, Batch
 
 PATCH, SIZE = 8, 32
@@ -71,3 +73,31 @@ def test_the_backbone_is_checkpointed_once() -> None:
     names = make().state_dict()
     assert not [n for n in names if "_masked" in n or n.startswith("masked")]
     assert any(n.startswith("backbone.") for n in names)
+
+
+def other(name: str, **extra: object) -> torch.nn.Module:
+    cls = METHODS.get("mae")
+    args = backbone_args(name, 1, SIZE, PATCH, extra={"depth": 1, "embed_dim": 64, "num_heads": 2} | extra)
+    return cls(create_backbone(name, args), cls.Config(decoder_depth=1))
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_wee_patch16_reg1_gap_256", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_gap_224"]
+)
+def test_registers_and_nets_without_a_class_token_train_all_that_has_a_gradient(name: str) -> None:
+    method = other(name)
+    loss = method.training_step([torch.rand(4, 1, SIZE, SIZE)], batch()).loss
+    loss.backward()
+    without = {name for name, p in method.named_parameters() if p.requires_grad and p.grad is None}
+    assert not without  # or DistributedDataParallel waits for them
+    assert method.backbone(torch.rand(2, 1, SIZE, SIZE)).shape == (2, 64)
+    positions = method.backbone.pos_embed.reshape(-1, 64)[-16:]  # of the patches
+    assert len(positions.unique(dim=0)) == 16
+
+
+def test_a_pooling_that_no_patch_trains_is_refused_and_so_are_hybrids() -> None:
+    with pytest.raises(RecipeError, match=r"attention pooling.*global_pool=avg"):
+        other("vit_base_patch16_siglip_224")
+    assert other("vit_base_patch16_siglip_224", global_pool="avg").backbone.attn_pool is None
+    assert backbone_kind("vit_tiny_r_s16_p8_224") == "cnn"  # its patches are of a feature map
+    assert backbone_kind("vit_tiny_patch16_224") == "vit"

@@ -16,6 +16,7 @@ import pytest
 from ssl_mednet.errors import RecipeError, UserError
 from ssl_mednet.pretraining.build import device_kind, processes_wanted
 from ssl_mednet.pretraining.launch import ProcessDied, launch
+from ssl_mednet.pretraining.processes import Environment
 from ssl_mednet.pretraining.world import World, first_host, given_world, own_worlds, speaks
 from ssl_mednet.schema import Recipe
 
@@ -200,3 +201,13 @@ def test_an_apple_gpu_is_for_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     kinds = [device_kind(Recipe.model_validate({"train": {"device": name}})) for name in ("auto", "mps")]
     assert kinds == ["cpu", "mps"]
+
+
+def test_a_process_that_sees_one_gpu_of_several_processes_takes_that_one() -> None:
+    world = World(5, 8, 1, 4, "h0", 29500)
+    assert world.with_gpus(4) == world
+    own = world.with_gpus(1)
+    assert own == World(5, 8, 0, 1, "h0", 29500)
+    assert (own.nodes, Environment(own).node_rank(), Environment(own).global_rank()) == (8, 5, 5)
+    with pytest.raises(RecipeError, match="4 processes on this node see 2 GPUs"):
+        world.with_gpus(2)
