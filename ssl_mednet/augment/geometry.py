@@ -58,7 +58,7 @@ def per_row(geometries: Sequence[Geometry], group: Tensor) -> Geometry:
     columns: dict[str, Any] = {}
     for name in (f.name for f in fields(Geometry)):
         values = [g.fill == "reflect" if name == "fill" else float(getattr(g, name)) for g in geometries]
-        columns[name] = torch.tensor(values, device=group.device)[group]
+        columns[name] = torch.tensor(values).to(group.device, non_blocking=True)[group]
     return Geometry(**columns)
 
 

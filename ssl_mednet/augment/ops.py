@@ -125,7 +125,7 @@ def choose(op: IntensityAugmentationBase2D, u: Tensor, device: torch.device) -> 
     ``u`` is ``[B, numbers_of(op)]`` uniform numbers on the CPU, so that nothing waits for a GPU to say which rows.
     """
     index = (u[:, 0] < op.p).nonzero()[:, 0]
-    return index.to(device), u[index, 1:].to(device)
+    return index.to(device, non_blocking=True), u[index, 1:].to(device, non_blocking=True)
 
 
 def run(

@@ -90,7 +90,7 @@ class ViewMaker(nn.Module):
                     for group in groups:
                         change_intensity(scene, group, out)
                 if len(groups) > 1:
-                    out = out.index_select(0, scene.back.to(out.device))
+                    out = out.index_select(0, scene.back.to(out.device, non_blocking=True))
                 out.sub_(self.mean).div_(self.std)
                 made |= zip(numbers, out.split(len(batch)), strict=True)
             return [made[i] for i in range(len(self.views))]
@@ -129,11 +129,11 @@ class ViewMaker(nn.Module):
         which = torch.zeros(len(batch), dtype=torch.int64)
         for i, group in enumerate(groups):
             which[group.rows] = i
-        which = which.to(batch.pixels.device)
+        which = which.to(batch.pixels.device, non_blocking=True)
         count = len(batch)
         # Pictures of a policy lie side by side, view after view, so that its ops act on one piece of memory in place.
         order = torch.cat([g.rows + v * count for g in groups for v in range(len(numbers))])
-        there = order.to(batch.pixels.device)
+        there = order.to(batch.pixels.device, non_blocking=True)
         children = [draws.child(f"view{i}") for i in numbers]
         drawn = [self._geometry(self.views[i], batch, groups, which, d) for i, d in zip(numbers, children, strict=True)]
         # One table of numbers for all ops of all policies: making it costs more than reading it.
@@ -165,7 +165,7 @@ class ViewMaker(nn.Module):
         geometries = [g.policy.geometry for g in groups]
         if not spec.intensity:  # reconstruction targets: crop, flips and quarter turns, nothing resampled askew
             geometries = [replace(g, rotate=0.0, translate=0.0, zoom=0.0, shear=0.0) for g in geometries]
-        ranges, smallest = per_row(geometries, which), torch.tensor(lows, device=which.device)[which]
+        ranges, smallest = per_row(geometries, which), torch.tensor(lows).to(which.device, non_blocking=True)[which]
         assert isinstance(ranges.fill, Tensor)
         return draw_matrix(ranges, (smallest, high), batch.sizes, draws), ranges.fill
 
@@ -221,7 +221,7 @@ class Scene:
 
     def sampled(self) -> Tensor:
         """``[V * B, C, S, S]`` in [0, 1]: every source sampled once, then seen through its window."""
-        rows = self.rows.to(self.matrix.device)
+        rows = self.rows.to(self.matrix.device, non_blocking=True)
         sizes, black = self.batch.sizes[rows], self.window[:, 0]
 
         def finish(values: Tensor, index: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ def rewindow(scene: Scene, group: Group) -> None:
     Rows of finished pictures (8-bit exports of CT) stay as they are: what their window cut off is lost.
     """
     own = scene.pictures_of(group)
-    rows = scene.rows.to(scene.window.device)
+    rows = scene.rows.to(scene.window.device, non_blocking=True)
     for name, op, columns in group.policy.window:
         assert isinstance(op, RandomWindow)
         index, numbers = choose(op, scene.u[own, columns], scene.window.device)
@@ -259,7 +259,7 @@ def change_intensity(scene: Scene, group: Group, out: Tensor) -> None:
     """Run the ops of one policy on the pictures of its rows, in place."""
     own = scene.pictures_of(group)
     part, pictures, u, matrix = (t[own] for t in (out, scene.order, scene.u, scene.matrix))
-    sizes = scene.batch.sizes[scene.rows[own].to(out.device)]
+    sizes = scene.batch.sizes[scene.rows[own].to(out.device, non_blocking=True)]
     change_sources(scene, group, part)
     scene.tell(pictures, "crop", torch.arange(len(part)), {"matrix": matrix}, part)
     mask = None
@@ -285,7 +285,7 @@ def change_sources(scene: Scene, group: Group, part: Tensor) -> None:
     index = torch.unique(torch.cat(chosen)) if chosen else torch.empty(0)
     if len(index) == 0:
         return
-    pictures, u, here = pictures[index], u[index], index.to(part.device)
+    pictures, u, here = pictures[index], u[index], index.to(part.device, non_blocking=True)
     there = here + own.start
     images = scene.batch.take(pictures % len(scene.batch))
     whole = replace(images, window=scene.window[there]).unit()

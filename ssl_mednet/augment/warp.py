@@ -24,8 +24,8 @@ class Pyramid:
     def __init__(self, images: Tensor) -> None:
         self._levels = [images]
         self.channels = images.shape[1]
-        # Width and height of the canvas.
-        self.extent = torch.tensor([images.shape[-1], images.shape[-2]], device=images.device, dtype=torch.float32)
+        self.size = images.shape[-1], images.shape[-2]  # width and height of the canvas
+        self.extent = torch.tensor(self.size, dtype=torch.float32).to(images.device, non_blocking=True)
 
     def level(self, k: int) -> Tensor:
         """``[B, C, H / 2^k, W / 2^k]``, rounded up: the border is repeated where a side is odd."""
@@ -148,11 +148,10 @@ def _leaves(matrix: Tensor, extent: Tensor) -> Tensor:
 def _bilinear(pyramid: Pyramid, level: int, grid: Tensor, index: Tensor) -> Tensor:
     """Bilinear samples of these images of a level at ``grid`` ``[K, 2, S, S]``."""
     images = pyramid.at(level, index)
-    height, width = images.shape[-2:]
     # An odd side was rounded up on the way, so this level's canvas is a little wider than the grid's.
-    wider = pyramid.extent / (images.new_tensor([width, height]) * 2**level)
-    if (wider != 1).any():
-        grid = (grid + 1) * wider[:, None, None] - 1
+    wider = [whole / (part * 2**level) for whole, part in zip(pyramid.size, images.shape[:-3:-1], strict=True)]
+    if wider != [1, 1]:
+        grid = (grid + 1) * torch.tensor(wider).to(grid.device, non_blocking=True)[:, None, None] - 1
     grid = grid.permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 

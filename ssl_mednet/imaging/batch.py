@@ -41,7 +41,7 @@ class ImageBatch:
 
     def take(self, index: Tensor) -> ImageBatch:
         """Some of the rows, in the order of ``index`` (on the CPU, or on the device of the pixels)."""
-        there, here = index.to(self.pixels.device), index.cpu()
+        there, here = index.to(self.pixels.device, non_blocking=True), index.cpu()
         return ImageBatch(
             select_images(self.pixels, there),
             self.sizes[there],
