@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -110,7 +111,13 @@ def front_matter(config: dict[str, Any], **more: str) -> str:
     if licence and licence.lower() in _HUB_LICENCES:
         keys = {"license": licence.lower(), **keys}
     elif licence:
-        keys = {"license": "other", "license_name": licence.lower().replace(" ", "-").replace(":", "-"), **keys}
+        name = re.sub(r"[^a-z0-9.+]+", "-", licence.lower()).strip("-") or "custom"
+        plain = re.fullmatch(r"[a-z][a-z0-9.+-]{3,}", name) and name not in ("true", "false", "null")
+        keys = {
+            "license": "other",
+            "license_name": name if plain else f'"{name}"',
+            **keys,
+        }  # YAML: a bare yes is a truth
     method = ours.get("recipe", {}).get("method", {}).get("name", "")
     how = "fine-tuned" if method == FINETUNED else "self-supervised"
     how = "image-classification" if "classifier" in ours else how

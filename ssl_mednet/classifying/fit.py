@@ -19,7 +19,7 @@ from ssl_mednet.classifying.folds import cross_validate
 from ssl_mednet.classifying.model import BACKBONE, REFERENCE, RESULTS, check_room, whole_folder, write_head
 from ssl_mednet.classifying.unlike import Unlike
 from ssl_mednet.data.labelled import LabelledSet
-from ssl_mednet.errors import RecipeError, did_you_mean
+from ssl_mednet.errors import DataError, RecipeError, did_you_mean
 from ssl_mednet.evaluation.bench import Bench, Job, Outcome, find_device
 from ssl_mednet.evaluation.classifier import Classifier, build_classifier
 from ssl_mednet.evaluation.finetune import finetune as train
@@ -117,6 +117,11 @@ def finetune(
     options = {"weights": weights, "data": data, "out": out, "protocol": protocol}
     command = command_of(options | {"channels": channels, "modality": modality}, convert, overrides or ())
     folds = protocol == LINEAR and "val" in task.made and labelled < FEW
+    if missing := task.without_training:
+        hint = "images of it among those to train on, or leave it out of the set"
+        raise DataError(
+            f"{data}: no training image of {', '.join(missing)}, which the classifier would never say", hint
+        )
     fit = _by_folds(bench) if folds else _by_val(bench, protocol)
     with whole_folder(folder) as temporary:
         row = _measure(fit, protocol, temporary / RESULTS, command, began)

@@ -259,7 +259,8 @@ def _encode(labels: pa.ChunkedArray, classes: list[str], multilabel: bool) -> np
     number = {name: i for i, name in enumerate(classes)}
     if not multilabel:
         return np.array([*(number[name] for name in names), -1], np.int32)[codes]
-    matrix = np.zeros((len(names) + 1, len(classes)), np.int8)  # the last row is for rows without a label
+    matrix = np.zeros((len(names) + 1, len(classes)), np.int8)
+    matrix[-1] = -1  # of rows without a label
     for i, name in enumerate(names):
         matrix[i, [number[part] for part in name.split("|") if part]] = 1
     return matrix[codes]

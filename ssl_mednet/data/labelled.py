@@ -68,6 +68,24 @@ class LabelledSet:
         return said
 
     @property
+    def remarks(self) -> list[str]:
+        """What a user should know of the labels: images without one, and classes that nothing can be learnt of."""
+        count = len(self.corpus.split) - sum(map(len, self.splits.values()))
+        said = [
+            f"{count} image{'s have' if count > 1 else ' has'} no label and {'are' if count > 1 else 'is'} left out"
+        ]
+        missing = self.without_training
+        unlearnt = f"no training image of {', '.join(missing)}, so that no net will ever say it"
+        return [*(said if count else []), *([unlearnt] if missing else [])]
+
+    @property
+    def without_training(self) -> list[str]:
+        """Classes that no training image has."""
+        labels = self.labels[self.splits["train"]]
+        there = labels.any(axis=0) if self.multilabel else np.isin(np.arange(len(self.classes)), labels)
+        return [name for name, known in zip(self.classes, there, strict=True) if not known]
+
+    @property
     def grouped(self) -> bool:
         """Whether test rows have groups, so that intervals are drawn by group; a row without one stands alone."""
         return bool((self.groups[self.splits["test"]] >= 0).any())
@@ -94,7 +112,8 @@ def open_labelled(source: str | Path, spec: CorpusSpec, quiet: bool = False, *, 
     """A labelled set from ``labels.csv``, class folders, an npz with MedMNIST's keys, or phantoms.
 
     Splits of the source are kept. A missing test or validation split is made from the training rows: by group, or
-    else volume, where there are any (:attr:`Corpus.unit`), stratified by class, the same every time.
+    else volume, where there are any (:attr:`Corpus.unit`), else by exact copies, stratified by class, the same every
+    time.
 
     Raises:
         DataError: no labels, one class only, a split without rows, or a group on both sides of a split.
@@ -103,18 +122,26 @@ def open_labelled(source: str | Path, spec: CorpusSpec, quiet: bool = False, *, 
     labels, name = corpus.label, _stem(str(source))
     has_label = np.asarray((labels >= 0).all(axis=1) if labels.ndim == 2 else labels >= 0)
     if not has_label.any() or not corpus.classes:
-        hint = "a labels.csv with path,label, one folder a class, or an npz with train_labels"
+        hint = "a labels.csv with path,label, two folders or more, one a class, or an npz with train_labels"
         raise DataError(f"{source}: has no labels to evaluate on", hint)
     if len(corpus.classes) < 2 and labels.ndim == 1:
         raise DataError(f"{source}: has one class only ({corpus.classes[0]})", "a task needs two or more")
-    assigned, made = _complete(corpus.split, labels, corpus.unit, has_label)
+    assigned, made = _complete(corpus.split, labels, _with_copies(corpus), has_label)
     splits = {s: np.flatnonzero(has_label & (assigned == i)) for i, s in enumerate(SPLITS)}
     for split, rows in splits.items():
         if len(rows) == 0:
-            raise DataError(f"{source}: no labelled image is left for the {split} split", "it needs more images")
+            hint = "it needs more images, and of more groups (patients, lesions, volumes) where they name any"
+            raise DataError(f"{source}: no labelled image is left for the {split} split", hint)
     _check_groups(source, splits, corpus.unit)
     ordinal = (ordinal or corpus.meta["ordinal"]) and labels.ndim == 1
     return LabelledSet(name, corpus, labels, splits, corpus.unit, corpus.classes, made, str(source), ordinal)
+
+
+def _with_copies(corpus: Corpus) -> np.ndarray:
+    """``[N]`` what no split may part: the unit of a row, or the number that it shares with its exact copies, or -1."""
+    unit = corpus.unit
+    _, same, count = np.unique(corpus.column("sha256").to_pylist(), return_inverse=True, return_counts=True)
+    return np.where((unit < 0) & (count[same] > 1), unit.max(initial=-1) + 1 + same, unit)
 
 
 def _complete(

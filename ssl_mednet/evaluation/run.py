@@ -149,8 +149,8 @@ def open_set(section: SetSection, channels: str, plan: Suite, quiet: bool, seen:
         if plan.root and "no such file" in error.message:
             error.hint = "set $SSL_MEDNET_DATA to the folder in which the sets of the suite lie, or say root=FOLDER"
         raise
-    if task.left_out:
-        warn(f"{section.source}: {task.left_out}")
+    for remark in filter(None, [task.left_out, *task.remarks]):
+        warn(f"{section.source}: {remark}")
     return task
 
 

@@ -307,3 +307,15 @@ def test_a_model_made_on_converted_images_takes_such_images(backbone: Path, labe
         found = predict(made.folder, [folder / "0.png", folder / "2.png"], quiet=True)
         assert [row.predicted for row in found.rows] == ["bright", "dark"]
         assert not found.refused
+
+
+def test_a_class_that_nothing_can_be_learnt_of_is_refused(backbone: Path, tmp_path: Path) -> None:
+    lines = ["path,label,split"]
+    for number in range(30):
+        Image.fromarray(xray(number, number % 2 == 1)).save(tmp_path / f"{number}.png")
+        label = "neither" if number > 27 else ("bright", "dark")[number % 2]
+        lines.append(f"{number}.png,{label},{'test' if number > 20 else 'train'}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match="no training image of neither, which the classifier would never say"):
+        finetune(backbone, tmp_path, tmp_path / "model", quiet=True)
+    assert not (tmp_path / "model").exists()

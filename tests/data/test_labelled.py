@@ -87,3 +87,27 @@ def test_slices_of_a_volume_stay_on_one_side(tmp_path: Path) -> None:
     assert sum(len(rows) for rows in task.splits.values()) == 120
     assert task.grouped
     assert (task.corpus.group < 0).all()
+
+
+def test_made_splits_do_not_part_exact_copies(tmp_path: Path) -> None:
+    lines = ["path,label"]
+    for i in range(60):  # ten pictures, six times each
+        np.save(tmp_path / f"{i}.npy", np.random.default_rng(i % 10).integers(0, 256, (8, 8), dtype=np.uint8))
+        lines.append(f"{i}.npy,{'ab'[i % 2]}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    task = open_labelled(tmp_path, GRAY, quiet=True)
+    content = np.array(task.corpus.column("sha256").to_pylist())
+    seen = [set(content[rows]) for rows in task.splits.values()]
+    assert not (seen[0] & seen[1] | seen[0] & seen[2] | seen[1] & seen[2])
+    assert not task.grouped  # copies are no patients, and intervals are over images
+
+
+def test_images_without_a_label_and_classes_without_training_images_are_told(tmp_path: Path) -> None:
+    rows = [("ab"[i % 2], ("train", "val", "test")[i % 3], "") for i in range(60)]
+    assert labelled(tmp_path / "good", rows).remarks == []
+    task = labelled(tmp_path / "set", [*rows, ("", "train", ""), ("", "test", ""), ("c", "test", "")])
+    assert task.without_training == ["c"]
+    assert task.remarks == [
+        "2 images have no label and are left out",
+        "no training image of c, so that no net will ever say it",
+    ]

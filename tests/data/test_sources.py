@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssl_mednet import ingest
 from ssl_mednet.data.corpus import QUARANTINE, Corpus, CorpusSpec, open_corpus
 from ssl_mednet.data.labelled import open_labelled
 from ssl_mednet.data.sources import open_source
@@ -218,3 +219,27 @@ def test_patients_never_reach_the_cache(tmp_path: Path) -> None:
     written = b"".join(p.read_bytes() for p in corpus.folder.rglob("*") if p.is_file())
     assert b"Doe" not in written
     assert b"Roe" not in written
+
+
+def test_a_table_is_read_as_people_write_it(tmp_path: Path) -> None:
+    """Blanks around words, capitals in splits, ``./`` and backslashes in paths, and images that nobody has labelled."""
+    table = "path,label,split\n./a/0.png,sick ,Train\na\\1.png, well,TEST\na/2.png,sick,val\na/3.png, ,train\n"
+    files = {"labels.csv": table} | {f"a/{i}.png": picture(i) for i in range(4)}
+    corpus = open_corpus(folder(tmp_path / "set", files), GRAY, quiet=True)
+    assert (corpus.classes, corpus.label.tolist()) == (["sick", "well"], [0, 1, 0, -1])
+    assert corpus.split.tolist() == [0, 2, 1, 0]
+    assert not corpus.meta["skipped"]
+
+
+def test_an_image_without_findings_is_not_one_without_a_label(tmp_path: Path) -> None:
+    table = "path,label\n0.png,nodule | mass\n1.png,\n2.png,mass\n"
+    files = {"labels.csv": table} | {f"{i}.png": picture(i) for i in range(3)}
+    corpus = open_corpus(folder(tmp_path / "set", files), GRAY, quiet=True)
+    assert (corpus.classes, corpus.label.tolist()) == (["mass", "nodule"], [[1, 1], [0, 0], [1, 0]])
+
+
+def test_a_bar_in_the_name_of_a_folder_is_not_taken_for_two_findings(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", {"a|b/0.png": picture(0), "c/1.png": picture(1)})
+    with pytest.raises(DataError, match=r"a\|b/0.png: there is a \| in the name of the class .*rename the folder"):
+        open_corpus(root, GRAY, quiet=True)
+    assert ingest(root, tmp_path / "corpus", quiet=True).images == 2  # takes no labels from folders

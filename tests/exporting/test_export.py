@@ -253,6 +253,9 @@ def test_the_licence_is_what_the_images_ask_for_unless_it_is_said(tmp_path: Path
     assert "license: cc-by-4.0\n" in (folder / "README.md").read_text()
     own = export(tmp_path / "backbone", "hf", tmp_path / "own", licence="custom:ask us")
     assert "license: other\nlicense_name: custom-ask-us\n" in (own / "README.md").read_text()
+    for number, (said, name) in enumerate({"@x [a]": "x-a", "yes": "yes", "1.0": "1.0", "a\n---\nb": "a-b"}.items()):
+        odd = export(tmp_path / "backbone", "hf", tmp_path / f"odd{number}", licence=said)
+        assert yaml.safe_load((odd / "README.md").read_text().split("---\n")[1])["license_name"] == name
 
 
 def test_only_matrices_that_fit_are_halved() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import posixpath
 import re
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path, PurePosixPath
@@ -48,11 +49,15 @@ class TreeSource(Source):
         if table is None and self._group_column:
             hint = "folder, file, path:REGEX, tag:NAME, or a column of a labels.csv beside the images"
             raise DataError(f"{self.spec}: no labels.csv has the column {self.group_field!r}", hint)
-        said = _classes(names) if table is None else {n: _row(table[n]) for n in names if n in table}
+        several = any("|" in row.get("label", "") for row in (table or {}).values())
+        said = _classes(names) if table is None else {n: _row(table[n], several) for n in names if n in table}
         for name, known in said.items():
             known["group"] = self._group(name, {} if table is None else table[name])
             if self.labels == "none" or (self.labels == "table" and table is None):
                 known["label"] = None
+            elif table is None and "|" in (known["label"] or ""):
+                hint = "it stands between the findings of one image; rename the folder, or write a labels.csv"
+                raise DataError(f"{self._full(name)}: there is a | in the name of the class", hint)
         for part in self._parts([n for n in names if n in said]):
             yield from self._arranged(self._stacks(part), said)
         for name in table or {}:
@@ -145,7 +150,7 @@ class TreeSource(Source):
         if not name:
             return None
         table = self._rows(name, {"label", self._group_column} - {""})
-        bad = {r["split"] for r in table.values() if r.get("split")} - set(SPLIT_NAMES)
+        bad = {r["split"] for r in table.values() if r.get("split", "").lower() not in {"", *SPLIT_NAMES}}
         if bad:
             raise DataError(f"{self._full(name)}: split is train, val or test, not {sorted(bad)[0]!r}")
         return table
@@ -156,8 +161,11 @@ class TreeSource(Source):
         return min(tables, key=len, default="")
 
     def _rows(self, name: str, wanted: Set[str] = frozenset()) -> dict[str, dict[str, str]]:
-        """The rows of a table by path, relative to this source; it has the columns that are wanted."""
-        root = name.rpartition("labels.csv")[0]
+        """The rows of a table by path, relative to this source, without blanks around what they say.
+
+        It has the columns that are wanted. Paths may begin with ``./`` and have backslashes.
+        """
+        root, there = name.rpartition("labels.csv")[0], set(self.names())
         try:
             rows = list(csv.DictReader(io.StringIO(self.read_bytes(name).decode("utf-8-sig"))))
         except (UnicodeDecodeError, csv.Error) as error:
@@ -167,18 +175,24 @@ class TreeSource(Source):
             raise DataError(f"{self._full(name)}: no column {' and '.join(sorted(missing))}", hint)
         found: dict[str, dict[str, str]] = {}
         for row in rows:
-            if path := row["path"]:
-                other = found.setdefault(root + path, row)
+            row = {key: value.strip() if key != "path" else value for key, value in row.items() if value and key}
+            if path := row.get("path"):
+                full, plain = root + path, posixpath.normpath(root + path.replace("\\", "/"))
+                other = found.setdefault(plain if full not in there and plain in there else full, row)
                 for key in ("label", "split"):
                     if (one := other.get(key)) != (two := row.get(key)):
                         raise DataError(f"{self._full(name)}: names {path} twice, with the {key} {one!r} and {two!r}")
         return found
 
 
-def _row(row: dict[str, str]) -> dict[str, Any]:
-    """What a row of ``labels.csv`` says of its file, as arguments of :class:`Item`."""
-    split = SPLIT_NAMES.get(row.get("split") or "", "")
-    return {"label": row["label"] or "", "split": split, "modality": row.get("modality") or ""}
+def _row(row: dict[str, str], several: bool) -> dict[str, Any]:
+    """What a row of ``labels.csv`` says of its file, as arguments of :class:`Item`.
+
+    An empty label is no label; where ``several`` findings may be said of an image, it says none of them.
+    """
+    label = "|".join(part.strip() for part in row.get("label", "").split("|"))
+    split = SPLIT_NAMES.get(row.get("split", "").lower(), "")
+    return {"label": label if label or several else None, "split": split, "modality": row.get("modality", "")}
 
 
 def _classes(names: list[str]) -> dict[str, dict[str, Any]]:

@@ -25,7 +25,7 @@ SUFFIXES = frozenset({
 })
 # What lies beside images: texts, tables, results, what a desktop leaves, the pixels of .mhd and .nhdr.
 _TEXTS = frozenset({
-    ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".htm", ".pdf", ".yaml", ".yml", ".toml",
+    ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".htm", ".yaml", ".yml", ".toml",
     ".ini", ".cfg", ".log", ".py", ".ipynb", ".sh", ".bat", ".url", ".lnk", ".db", ".sha256", ".md5", ".bval", ".bvec",
     ".doc", ".docx", ".xls", ".xlsx", ".ods", ".parquet", ".arrow", ".feather", ".raw", ".zraw",
 })

@@ -72,9 +72,16 @@ def is_archive(path: Path) -> bool:
     if path.suffix.lower() in (".npz", ".nii", ".dcm") or path.name.lower().endswith(".nii.gz"):
         return False
     try:
-        return zipfile.is_zipfile(path) or _is_tar(path)
+        return _is_zip(path) or _is_tar(path)
     except _BROKEN:
         return False
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether a file is a zip, also one that was cut off and has lost its directory."""
+    with path.open("rb") as file:
+        begun = path.suffix.lower() == ".zip" and file.read(4) == b"PK\x03\x04"
+    return begun or zipfile.is_zipfile(path)
 
 
 def names(path: Path) -> list[str]:
@@ -84,7 +91,7 @@ def names(path: Path) -> list[str]:
         UnreadableImage: the archive's directory cannot be read.
     """
     try:
-        if zipfile.is_zipfile(path):
+        if _is_zip(path):
             with zipfile.ZipFile(path) as file:
                 return [info.filename for info in file.infolist() if not info.is_dir()]
         return list(tar_names(path))
@@ -109,7 +116,7 @@ def members(path: Path, order: Sequence[str] = ()) -> Iterator[Member]:
     Args:
         order: names that come first, in this order; then, and in a tar always, the archive's order.
     """
-    if zipfile.is_zipfile(path):
+    if _is_zip(path):
         yield from _zip_members(path, order=order)
     else:
         yield from _tar_members(path)
@@ -121,7 +128,7 @@ def read_member(path: Path, name: str) -> bytes:
     Raises:
         UnreadableImage: it is not there or cannot be read.
     """
-    for found, content in _zip_members(path, name) if zipfile.is_zipfile(path) else _tar_members(path, name):
+    for found, content in _zip_members(path, name) if _is_zip(path) else _tar_members(path, name):
         if found == name:
             if isinstance(content, UnreadableImage):
                 raise content
@@ -132,7 +139,7 @@ def read_member(path: Path, name: str) -> bytes:
 def heads(path: Path, wanted: Container[str], size: int) -> Iterator[tuple[str, bytes]]:
     """The first ``size`` bytes of some members, those left out that cannot be read (:func:`members` tells why)."""
     try:
-        if zipfile.is_zipfile(path):
+        if _is_zip(path):
             with zipfile.ZipFile(path) as file:
                 for info in file.infolist():
                     if info.filename in wanted and not info.flag_bits & 1:
