@@ -101,7 +101,9 @@ def test_dangerous_members_are_refused_and_the_others_read(tmp_path: Path) -> No
     assert "decompression bombs" in found["bomb.npy"]
     assert found["good.png"] == png(1)
     (tmp_path / "cut.zip").write_bytes(data[: len(data) // 2])
-    assert not archive.is_archive(tmp_path / "cut.zip")
+    assert archive.is_archive(tmp_path / "cut.zip")
+    with pytest.raises(UnreadableImage, match="is a damaged archive"):
+        archive.names(tmp_path / "cut.zip")
 
     with tarfile.open(tmp_path / "bad.tar", "w") as t:
         link = tarfile.TarInfo("link.png")
