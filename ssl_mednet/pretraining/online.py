@@ -117,11 +117,11 @@ class Online(pl.Callback):
     def _measure(self) -> str:
         """By what, on which images, the best is found."""
         if self.choose == "probe" and self.probe is not None:
-            probe, seen = self.probe, (self.probe.train, self.probe.val)
+            probe, rows = self.probe, np.concatenate([self.probe.train, self.probe.val])
             name = f"{self.choose} {probe.kind} {probe.task.fingerprint}"
         else:
-            name, seen = f"{self.choose} {self.corpus.meta['fingerprint']}", (self.held,)
-        return f"{name} {stable_hash(*(int(row) for rows in seen for row in rows))}"
+            name, rows = f"{self.choose} {self.corpus.meta['fingerprint']}", self.held
+        return f"{name} {stable_hash(*rows.tolist())}"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.perf_counter()
