@@ -117,10 +117,10 @@ def finetune(
     options = {"weights": weights, "data": data, "out": out, "protocol": protocol}
     command = command_of(options | {"channels": channels, "modality": modality}, convert, overrides or ())
     folds = protocol == LINEAR and "val" in task.made and labelled < FEW
-    if missing := task.without_training:
+    if missing := task.without("train"):
         hint = "images of it among those to train on, or leave it out of the set"
         raise DataError(
-            f"{data}: no training image of {', '.join(missing)}, which the classifier would never say", hint
+            f"{data}: no train image of {', '.join(missing)}, which the classifier would never say", hint
         )
     fit = _by_folds(bench) if folds else _by_val(bench, protocol)
     with whole_folder(folder) as temporary:

@@ -69,19 +69,20 @@ class LabelledSet:
 
     @property
     def remarks(self) -> list[str]:
-        """What a user should know of the labels: images without one, and classes that nothing can be learnt of."""
+        """What a user should know of the labels: images without one, and classes that a split has no image of."""
         count = len(self.corpus.split) - sum(map(len, self.splits.values()))
         said = [
             f"{count} image{'s have' if count > 1 else ' has'} no label and {'are' if count > 1 else 'is'} left out"
         ]
-        missing = self.without_training
-        unlearnt = f"no training image of {', '.join(missing)}, so that no net will ever say it"
-        return [*(said if count else []), *([unlearnt] if missing else [])]
+        said = said if count else []
+        for split, meaning in (("train", "no net will ever say it"), ("test", "the figures say nothing of it")):
+            if missing := self.without(split):
+                said.append(f"no {split} image of {', '.join(missing)}, so that {meaning}")
+        return said
 
-    @property
-    def without_training(self) -> list[str]:
-        """Classes that no training image has."""
-        labels = self.labels[self.splits["train"]]
+    def without(self, split: str) -> list[str]:
+        """Classes that no image of a split has."""
+        labels = self.labels[self.splits[split]]
         there = labels.any(axis=0) if self.multilabel else np.isin(np.arange(len(self.classes)), labels)
         return [name for name, known in zip(self.classes, there, strict=True) if not known]
 

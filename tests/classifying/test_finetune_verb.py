@@ -316,6 +316,6 @@ def test_a_class_that_nothing_can_be_learnt_of_is_refused(backbone: Path, tmp_pa
         label = "neither" if number > 27 else ("bright", "dark")[number % 2]
         lines.append(f"{number}.png,{label},{'test' if number > 20 else 'train'}")
     (tmp_path / "labels.csv").write_text("\n".join(lines))
-    with pytest.raises(DataError, match="no training image of neither, which the classifier would never say"):
+    with pytest.raises(DataError, match="no train image of neither, which the classifier would never say"):
         finetune(backbone, tmp_path, tmp_path / "model", quiet=True)
     assert not (tmp_path / "model").exists()

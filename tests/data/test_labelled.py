@@ -105,9 +105,11 @@ def test_made_splits_do_not_part_exact_copies(tmp_path: Path) -> None:
 def test_images_without_a_label_and_classes_without_training_images_are_told(tmp_path: Path) -> None:
     rows = [("ab"[i % 2], ("train", "val", "test")[i % 3], "") for i in range(60)]
     assert labelled(tmp_path / "good", rows).remarks == []
-    task = labelled(tmp_path / "set", [*rows, ("", "train", ""), ("", "test", ""), ("c", "test", "")])
-    assert task.without_training == ["c"]
+    more = [("", "train", ""), ("", "test", ""), ("c", "test", ""), ("d", "train", "")]
+    task = labelled(tmp_path / "set", [*rows, *more])
+    assert task.without("train") == ["c"]
     assert task.remarks == [
         "2 images have no label and are left out",
-        "no training image of c, so that no net will ever say it",
+        "no train image of c, so that no net will ever say it",
+        "no test image of d, so that the figures say nothing of it",
     ]
