@@ -119,9 +119,7 @@ def finetune(
     folds = protocol == LINEAR and "val" in task.made and labelled < FEW
     if missing := task.without("train"):
         hint = "images of it among those to train on, or leave it out of the set"
-        raise DataError(
-            f"{data}: no train image of {', '.join(missing)}, which the classifier would never say", hint
-        )
+        raise DataError(f"{data}: no train image of {', '.join(missing)}, which the classifier would never say", hint)
     fit = _by_folds(bench) if folds else _by_val(bench, protocol)
     with whole_folder(folder) as temporary:
         row = _measure(fit, protocol, temporary / RESULTS, command, began)
