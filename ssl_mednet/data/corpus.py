@@ -25,6 +25,7 @@ from ssl_mednet.imaging.modality import BY_CODE, CHANNEL_COUNT
 
 __all__ = ["QUARANTINE", "Corpus", "CorpusSpec", "cache_folder", "open_corpus"]
 
+_PIXELS = 2  # part of the cache key: raised where readers give other pixels than before
 _CACHE_BYTES = 64 * 2**20  # of Lance, for what it knows of its files
 _PART = 1024  # rows that Lance reads at a time
 _SHARE = 64  # images that a thread decodes before the next share is handed out
@@ -287,7 +288,7 @@ def open_corpus(source: str | Path, spec: CorpusSpec, quiet: bool = False) -> Co
     if len(sides) == len(opened):  # nothing is larger: pretraining and evaluation share what is decoded
         spec = replace(spec, store_size=min(spec.store_size, max(sides)))
     said = " ".join(one.fingerprint() for one in opened)
-    key = hashlib.sha256(f"{FORMAT} {said} {spec}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"{FORMAT} {_PIXELS} {said} {spec}".encode()).hexdigest()[:24]
     folder = cache_folder() / "corpora" / key
     if not is_corpus(folder):
         from ssl_mednet.ingesting.run import ingest_opened

@@ -14,7 +14,7 @@ from PIL import Image
 from ssl_mednet import ingest
 from ssl_mednet.data.corpus import QUARANTINE, Corpus, CorpusSpec, open_corpus
 from ssl_mednet.data.labelled import open_labelled
-from ssl_mednet.data.sources import open_source
+from ssl_mednet.data.sources import open_source, open_sources
 from ssl_mednet.errors import DataError
 
 GRAY, COLOR = CorpusSpec("gray", 64), CorpusSpec("color", 64)
@@ -243,3 +243,57 @@ def test_a_bar_in_the_name_of_a_folder_is_not_taken_for_two_findings(tmp_path: P
     with pytest.raises(DataError, match=r"a\|b/0.png: there is a \| in the name of the class .*rename the folder"):
         open_corpus(root, GRAY, quiet=True)
     assert ingest(root, tmp_path / "corpus", quiet=True).images == 2  # takes no labels from folders
+
+
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("train", "test"), ("TRAIN", "valid")])
+def test_folders_of_splits_are_no_classes(names: tuple[str, str], tmp_path: Path) -> None:
+    files = {
+        f"{name}/{label}/{i}.png": picture(10 * n + i) for n, name in enumerate(names) for i, label in enumerate("ab")
+    }
+    corpus = open_corpus(folder(tmp_path / "set", files), GRAY, quiet=True)
+    assert (corpus.classes, set(corpus.split.tolist())) == (["a", "b"], {0, 1 if "valid" in names else 2})
+    stray = folder(tmp_path / "set", {"overview.png": picture(99)})
+    with pytest.raises(DataError, match=r"overview.png: lies beside the folders .* and .*, which are splits .*move it"):
+        open_corpus(stray, GRAY, quiet=True)
+    assert ingest(stray, tmp_path / "corpus", labels="none", quiet=True).images == 5
+
+
+def test_tables_of_several_folders_are_one(tmp_path: Path) -> None:
+    tables = {f"{name}/labels.csv": f"path,label\n0.png,a\n1.png,{name}\n" for name in ("train", "test")}
+    files = tables | {
+        f"{name}/{i}.png": picture(i + 5 * n) for n, name in enumerate(("train", "test")) for i in range(2)
+    }
+    corpus = open_corpus(folder(tmp_path / "set", files), GRAY, quiet=True)
+    assert (len(corpus), corpus.classes) == (4, ["a", "test", "train"])
+    assert sorted(corpus.split.tolist()) == [0, 0, 2, 2]
+
+
+def test_a_table_may_not_give_a_file_to_two_patients(tmp_path: Path) -> None:
+    table = "path,label,group\n0.png,a,p1\n0.png,a,p2\n"
+    root = folder(tmp_path, {"labels.csv": table, "0.png": picture(0)})
+    with pytest.raises(DataError, match=r"names 0.png twice, with the group 'p1' and 'p2'"):
+        open_corpus(root, GRAY, quiet=True)
+
+
+@pytest.mark.parametrize("kind", ["uint16", "float32", "int16"])
+def test_arrays_of_medmnists_keys_have_one_scale_that_is_not_the_test_images(kind: str, tmp_path: Path) -> None:
+    train = np.linspace(0, 4000, 8 * 64).reshape(8, 8, 8)
+    arrays = {"train_images": train, "val_images": train / 2, "test_images": 2 * train}
+    labels = {f"{split}_labels": np.arange(8)[:, None] % 2 for split in ("train", "val", "test")}
+    arrays = {
+        name: array.astype(kind) if kind != "uint16" else (array / 2).astype(kind) for name, array in arrays.items()
+    }
+    np.savez(tmp_path / "set.npz", **arrays, **labels)
+    corpus = open_corpus(tmp_path / "set.npz", GRAY, quiet=True)
+    values = corpus.batch(np.arange(24)).unit().amax(dim=(1, 2, 3)).reshape(3, 8).amax(dim=1)
+    expected = [2000 / 4095, 1000 / 4095, 4000 / 4095] if kind == "uint16" else [1.0, 0.5, 1.0]
+    np.testing.assert_allclose(values, expected, atol=2e-3)
+
+
+def test_a_source_is_another_one_where_what_it_names_has_changed(tmp_path: Path) -> None:
+    header = "ObjectType = Image\nNDims = 2\nDimSize = 4 4\nElementType = MET_UCHAR\nElementDataFile = a.raw\n"
+    folder(tmp_path, {"a.mhd": header, "a.raw": bytes(range(16))})
+    before = [one.fingerprint() for spec in ("a.mhd", "*.mhd") for one in open_sources(str(tmp_path / spec))]
+    (tmp_path / "a.raw").write_bytes(bytes(range(1, 17)) + b"x")
+    after = [one.fingerprint() for spec in ("a.mhd", "*.mhd") for one in open_sources(str(tmp_path / spec))]
+    assert all(one != other for one, other in zip(before, after, strict=True))

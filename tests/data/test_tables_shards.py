@@ -280,3 +280,21 @@ def test_a_shard_that_is_cut_off_gives_what_came_before(tmp_path: Path) -> None:
     items = list(open_source(tmp_path / "cut.tar").items())
     assert [i.label for i in items if isinstance(i.content, bytes)] == ["1", "0"]
     assert any("truncated" in i.content.reason for i in items if isinstance(i.content, UnreadableImage))
+
+
+def test_a_shard_in_another_folder_is_of_another_split(tmp_path: Path) -> None:
+    shard(tmp_path / "train" / "0.tar", sample(0, 1))
+    shard(tmp_path / "val" / "0.tar", sample(1, 0))
+    before = open_source(tmp_path).fingerprint()
+    (tmp_path / "train").rename(tmp_path / "testing")
+    assert open_source(tmp_path).fingerprint() != before
+    assert {item.split for item in open_source(tmp_path).items()} == {"test", "val"}
+
+
+def test_of_two_columns_of_images_the_one_named_so_is_taken(tmp_path: Path) -> None:
+    mask = {"bytes": png(9), "path": "m.png"}
+    masked = [{"mask": mask, "image": row["image"], "label": mask, "class": "a"} for row in rows(range(2))]
+    pq.write_table(table(masked), tmp_path / "x.parquet")
+    items = list(open_source(tmp_path / "x.parquet").items())
+    assert [item.label for item in items] == ["a", "a"]
+    assert np.array_equal(next(items[0].images()).pixels[..., 0], array(0))

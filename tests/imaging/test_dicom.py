@@ -137,3 +137,22 @@ def test_the_size_in_a_jpeg_header(name: str) -> None:
     assert jpeg_size(frame) == (data.Rows, data.Columns)
     assert jpeg_size(frame[:4]) is None
     assert jpeg_size(b"not a JPEG") is None
+
+
+def test_what_fills_up_a_picture_does_not_set_its_range() -> None:
+    values = np.arange(64, dtype=np.int16).reshape(8, 8)
+    padded = np.where(values < 8, np.int16(-32768), values)
+    shown = next(read(dicom(padded, Modality="MR", PixelPaddingValue=-32768))).pixels[..., 0]
+    assert (shown.min(), shown.max()) == (0, 65535)
+    np.testing.assert_allclose(shown[1:], np.rint((values[1:] - 8) / 55 * 65535), atol=1)
+    between = next(read(dicom(values, Modality="MR", PixelPaddingValue=0, PixelPaddingRangeLimit=15))).pixels[..., 0]
+    assert (between[2, 0], between[7, 7]) == (0, 65535)
+
+
+@pytest.mark.parametrize(
+    ("sop_class", "told"), [("66.4", "a segmentation"), ("66.7", "a label map"), ("481.2", "a distribution of dose")]
+)
+def test_masks_and_doses_are_no_pictures(sop_class: str, told: str) -> None:
+    uid = f"1.2.840.10008.5.1.4.1.1.{sop_class}"
+    with pytest.raises(UnreadableImage, match=f"holds {told}, which is no picture"):
+        list(read(dicom(np.eye(8, dtype=np.uint8), SOPClassUID=uid), ReadContext(modality="ct")))

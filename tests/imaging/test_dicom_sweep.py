@@ -47,7 +47,9 @@ REFUSED = {
     "test-SR.dcm": NO_PICTURE,
     "waveform_ecg.dcm": NO_PICTURE,  # an electrocardiogram
     "no_meta.dcm": "does not begin as DICOM does",  # its first byte belongs to no element
-    "badVR.dcm": "is damaged",  # its number of frames is "1A"
+    "badVR.dcm": "holds a distribution of dose",
+    "rtdose*.dcm": "holds a distribution of dose",
+    "liver*.dcm": "holds a segmentation",
     "MR_truncated.dcm": UNDECODABLE,  # 62 bytes of its pixels are missing
     "JPEG2000-embedded-sequence-delimiter.dcm": UNDECODABLE,  # its codestream is cut at what looks like an end
     "emri_small_jpeg_2k_lossless_too_short.dcm": NO_PICTURE,  # cut so that its last element cannot be parsed

@@ -134,3 +134,12 @@ def test_a_reason_quotes_words_of_the_format_and_nothing_else(text: str, told: s
     with pytest.raises(UnreadableImage, match=told) as caught:
         images(text.encode() + bytes(16), name="x.nrrd" if text.startswith("NRRD") else "x.mha")
     assert "doe" not in str(caught.value).lower()
+
+
+@pytest.mark.parametrize("kinds", ["list domain domain domain", "vector space space space"])
+def test_an_axis_of_measurements_before_those_of_space_is_not_cut_across(kinds: str) -> None:
+    header = f"NRRD0004\ntype: uint8\ndimension: 4\nsizes: 7 5 6 3\nkinds: {kinds}\nencoding: raw\n\n"
+    with pytest.raises(UnreadableImage, match="no direction in space"):
+        images(header.encode() + bytes(range(210)) * 3)
+    last = header.replace(kinds, "domain domain domain list").replace("7 5 6 3", "5 6 3 7")
+    assert len(images(last.encode() + bytes(range(210)) * 3)) == 21

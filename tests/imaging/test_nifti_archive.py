@@ -6,6 +6,7 @@ import gzip
 import io
 import tarfile
 import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -37,10 +38,26 @@ def test_a_volume_is_its_slices_along_the_coarsest_axis(kind: type, packed: bool
     assert images[0].pixels.shape == (8, 7, 1)
     assert images[0].modality == "mri"
     low, high = volume.min(), volume.max()
-    expected = np.rint((np.rot90(volume[:, :, 2]) - low) / (high - low) * 65535)
+    expected = np.rint((volume[::-1, ::-1, 2].T - low) / (high - low) * 65535)
     np.testing.assert_allclose(images[2].pixels[..., 0], expected, atol=1)
     across = list(read(nifti(volume, zooms=(4, 1, 1)), ReadContext(name="v.nii")))
     assert len(across) == 7
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "PIR", "SRA"])
+@pytest.mark.parametrize("color", [False, True])
+def test_a_volume_looks_the_same_in_whatever_order_its_voxels_are_stored(codes: str, color: bool) -> None:
+    kind = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]) if color else np.dtype(np.int16)
+    volume = np.zeros((7, 8, 5), kind)  # of axes to right, anterior, superior
+    volume[4:, 5:] = (90, 60, 30) if color else 100  # right and in front
+    plain = nibabel.Nifti1Image(volume, np.diag([1.0, 1.0, 3.0, 1.0]))
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.orientations.axcodes2ornt(("R", "A", "S")), nibabel.orientations.axcodes2ornt(tuple(codes))
+    )
+    images = list(read(plain.as_reoriented(turn).to_bytes(), ReadContext(name="v.nii")))
+    assert [i.pixels.shape for i in images] == [(8, 7, 3 if color else 1)] * 5
+    for image in images:
+        assert np.array_equal(np.argwhere(image.pixels[..., 0]), [(r, c) for r in range(3) for c in range(3)])
 
 
 def test_series_empty_slices_and_nan() -> None:
@@ -231,3 +248,12 @@ def test_a_link_in_a_zip_is_not_followed(tmp_path: Path) -> None:
     assert "link" in found["link.png"]
     assert "leads out" in found["C:/x.png"]
     assert found["good.png"] == png(1)
+
+
+def test_of_two_members_of_one_name_the_last_counts(tmp_path: Path) -> None:
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "twice.zip", "w") as z:
+        warnings.simplefilter("ignore")  # zipfile says so, too
+        z.writestr("a.png", png(0))
+        z.writestr("a.png", png(1))
+    assert archive.names(tmp_path / "twice.zip") == ["a.png"]
+    assert list(archive.members(tmp_path / "twice.zip")) == [("a.png", png(1))]

@@ -27,9 +27,10 @@ SPLIT_NAMES = {
     "valid": "val",
     "validation": "val",
     "test": "test",
+    "testing": "test",
 }
 
-_SPLIT = re.compile(r"(train(?:ing)?|val(?:id(?:ation)?)?|test)(?![a-z])")
+_SPLIT = re.compile(r"(train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?)(?![a-z])")
 
 
 class PhantomIndex(NamedTuple):
@@ -55,6 +56,7 @@ class Item:
         modality: of images that do not say their own, before what the caller says.
         index: place of its first image in its volume: of a slice in its series.
         most: how many of its images are taken at most, evenly spread; 0 takes all.
+        window: of an array, the stored values that become 0 and 1; (0, 0) for those of its type.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Item:
     modality: str = ""
     index: int = 0
     most: int = 0
+    window: tuple[float, float] = (0.0, 0.0)
 
     def images(self, modality: str = "", ctx: ReadContext | None = None) -> Iterator[MedicalImage]:
         """Decode.
@@ -83,7 +86,7 @@ class Item:
         if isinstance(self.content, PhantomIndex):
             yield phantoms.phantom(*self.content).image  # type: ignore[arg-type]
         elif isinstance(self.content, np.ndarray):
-            yield MedicalImage(self.content, modality)
+            yield MedicalImage(self.content, modality, self.window)
         else:
             told = replace(ctx or ReadContext(), modality=modality, name=self.name, most=self.most)
             for image in read(self.content, told):

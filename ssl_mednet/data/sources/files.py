@@ -15,6 +15,7 @@ from ssl_mednet.data.sources.together import may_be_dicom, may_share, together
 from ssl_mednet.data.sources.tree import TreeSource
 from ssl_mednet.errors import DataError, UnreadableImage
 from ssl_mednet.imaging.readers import archive, is_image_name, npz_splits, series
+from ssl_mednet.imaging.readers.levels import bits_window
 from ssl_mednet.progress import Progress
 
 _TABLES = (".csv", ".tsv", ".tab", ".txt")  # labels.csv, and what the rules of the catalog read
@@ -36,11 +37,15 @@ class FileSource(Source):
         self.broken = broken
 
     def fingerprint(self) -> str:
+        """Of its content, and of the numbers that a header keeps in another file."""
         try:
             with self.path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+                digest = hashlib.file_digest(file, "sha256")
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
+        if numbers := _numbers_of(self.path):
+            digest.update(stamp(numbers, numbers.name))
+        return digest.hexdigest()
 
     def items(self) -> Iterator[Item]:
         try:
@@ -53,11 +58,26 @@ class FileSource(Source):
         if not splits:
             yield Item(self.spec, self.path)
             return
+        window = max(bits_window(images) for images, _ in splits.values())
         for split, (images, labels) in splits.items():
             for i, image in enumerate(images):
                 label = None if labels is None else npz_label(labels[i])
                 pixels = image[..., None] if image.ndim == 2 else image
-                yield Item(f"{self.spec}!{split}_images[{i}]", pixels, label, split)
+                yield Item(f"{self.spec}!{split}_images[{i}]", pixels, label, split, window=window)
+
+
+def _numbers_of(path: Path) -> Path | None:
+    """The file beside a header of MetaImage or NRRD that holds its numbers; None for any other file, or without it."""
+    if path.suffix.lower() not in _HEADERS:
+        return None
+    try:
+        with path.open("rb") as file:
+            found = _ELSEWHERE.search(file.read(_HEAD))
+    except OSError:  # its reader will say so
+        return None
+    name = found[1].decode(errors="surrogateescape").strip() if found else ""
+    beside = path.parent / name
+    return beside if name and name == beside.name and beside.is_file() else None
 
 
 def npz_label(row: np.ndarray) -> str:
@@ -102,19 +122,10 @@ class FolderSource(TreeSource):
         digest = hashlib.sha256()
         images = [name for name in self._names if is_image_name(name)]
         tables = [n for n in self._names if PurePosixPath(n).suffix.lower() in _TABLES and n != QUARANTINE]
-        numbers = {self._numbers_of(n) for n in images if PurePosixPath(n).suffix.lower() in _HEADERS}
-        for name in sorted({*images, *tables, *numbers.intersection(self._names)}):
+        numbers = {str(PurePosixPath(n).parent / found.name) for n in images if (found := _numbers_of(self.path / n))}
+        for name in sorted({*images, *tables, *numbers}):
             digest.update(stamp(self.path / name, name))
         return digest.hexdigest()
-
-    def _numbers_of(self, name: str) -> str:
-        """The file beside a header of MetaImage or NRRD that holds its numbers; empty where it names none."""
-        try:
-            with (self.path / name).open("rb") as file:
-                found = _ELSEWHERE.search(file.read(_HEAD))
-        except OSError:  # its reader will say so
-            return ""
-        return str(PurePosixPath(name).parent / found[1].decode(errors="surrogateescape").strip()) if found else ""
 
     def _passed_over(self) -> Iterator[Item]:
         yield from super()._passed_over()

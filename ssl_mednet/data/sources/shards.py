@@ -45,14 +45,17 @@ class ShardSource(Source):
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(stamp(file, file.name))
+            digest.update(stamp(file, self._relative(file)))
         return digest.hexdigest()
 
     def items(self) -> Iterator[Item]:
         for file in self.files:
-            split = split_of(file.name if file == self.path else file.relative_to(self.path).as_posix())
+            split = split_of(self._relative(file))
             for _, sample in groupby(archive.members(file), key=lambda member: _key(member[0])[0]):
                 yield from _sample(file, list(sample), split)
+
+    def _relative(self, file: Path) -> str:
+        return file.relative_to(self.path).as_posix() if file != self.path else file.name
 
 
 def _sample(file: Path, members: list[archive.Member], split: str) -> Iterator[Item]:

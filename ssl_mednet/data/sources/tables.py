@@ -116,11 +116,16 @@ def _arrow(file: pa.NativeFile) -> Any:
 def _image_column(schema: pa.Schema) -> str | None:
     fields = [f for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
     fields += [schema.field(n) for n in _IMAGES if n in schema.names and _is_bytes(schema.field(n).type)]
-    return fields[0].name if fields else None
+    named = [f for f in fields if f.name.lower() in _IMAGES]  # a mask may come first
+    return (named or fields)[0].name if fields else None
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _holds_files(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) or _is_bytes(kind)
 
 
 def _class_names(schema: pa.Schema) -> tuple[str, ...]:
@@ -161,7 +166,7 @@ def _columns(schema: pa.Schema) -> dict[str, str]:
         raise ValueError("no column of images")
     found = {"image": image}
     for role, names in (("label", _LABELS), ("group", _GROUPS)):
-        if column := next((n for n in names if n in schema.names), ""):
+        if column := next((n for n in names if n in schema.names and not _holds_files(schema.field(n).type)), ""):
             found[role] = column
     return found
 

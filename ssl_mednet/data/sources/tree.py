@@ -50,6 +50,8 @@ class TreeSource(Source):
             hint = "folder, file, path:REGEX, tag:NAME, or a column of a labels.csv beside the images"
             raise DataError(f"{self.spec}: no labels.csv has the column {self.group_field!r}", hint)
         several = any("|" in row.get("label", "") for row in (table or {}).values())
+        if table is None and self.labels != "none":
+            self._check_splits(names)
         said = _classes(names) if table is None else {n: _row(table[n], several) for n in names if n in table}
         for name, known in said.items():
             known["group"] = self._group(name, {} if table is None else table[name])
@@ -72,14 +74,14 @@ class TreeSource(Source):
         Files of a suffix that says nothing are items too, with the reason why they are not looked at.
         """
         said: dict[str, dict[str, Any]] = {name: {} for name in names}
-        table = self._table_name()
-        try:
-            for name, row in self._rows(table).items() if table else ():
-                if name in said:
-                    said[name]["modality"] = row.get("modality") or ""
-        except (DataError, OSError) as error:
-            full = self._full(table)
-            yield Item(full, UnreadableImage(full, str(error).removeprefix(f"{full}: ")))
+        for table in self._table_names():
+            try:
+                for name, row in self._rows(table).items():
+                    if name in said:
+                        said[name]["modality"] = row.get("modality") or ""
+            except (DataError, OSError) as error:
+                full = self._full(table)
+                yield Item(full, UnreadableImage(full, str(error).removeprefix(f"{full}: ")))
         for part in self._parts(names):
             yield from self._arranged(self._stacks(part), said)
         yield from self._passed_over()
@@ -91,6 +93,16 @@ class TreeSource(Source):
         for name in self.names():
             if not is_image_name(name) and (reason := passed_over(name)):
                 yield Item(self._full(name), UnreadableImage(self._full(name), reason))
+
+    def _check_splits(self, names: list[str]) -> None:
+        """Raise :class:`DataError` where some folders are splits and others beside them are not."""
+        tops = {name: (folders or [""])[0] for name, folders in _below(names).items()}
+        splits = {SPLIT_NAMES[top.lower()]: top for top in tops.values() if top.lower() in SPLIT_NAMES}
+        odd = next((name for name, top in tops.items() if top.lower() not in SPLIT_NAMES), "")
+        if len(splits) > 1 and odd:
+            hint = "move it away, or name split and class of each file in a labels.csv; for ingest also: --labels none"
+            told = " and ".join(sorted(splits.values()))
+            raise DataError(f"{self._full(odd)}: lies beside the folders {told}, which are splits", hint)
 
     @property
     def _group_column(self) -> str:
@@ -145,20 +157,25 @@ class TreeSource(Source):
         return f"{self.spec}!{name}"
 
     def _table(self) -> dict[str, dict[str, str]] | None:
-        """The rows of ``labels.csv`` by path, or None where there is none."""
-        name = self._table_name()
-        if not name:
-            return None
-        table = self._rows(name, {"label", self._group_column} - {""})
-        bad = {r["split"] for r in table.values() if r.get("split", "").lower() not in {"", *SPLIT_NAMES}}
-        if bad:
-            raise DataError(f"{self._full(name)}: split is train, val or test, not {sorted(bad)[0]!r}")
-        return table
+        """The rows of ``labels.csv`` by path, or None where there is none.
 
-    def _table_name(self) -> str:
-        """The ``labels.csv`` of this source; empty where it has none."""
+        Of several, each in a folder of its own, those that name no split have that which their folder is named after.
+        """
+        names = self._table_names()
+        table: dict[str, dict[str, str]] = {}
+        for name in names:
+            rows = self._rows(name, {"label", self._group_column} - {""})
+            bad = {r["split"] for r in rows.values() if r.get("split", "").lower() not in {"", *SPLIT_NAMES}}
+            if bad:
+                raise DataError(f"{self._full(name)}: split is train, val or test, not {sorted(bad)[0]!r}")
+            folder = name.partition("/")[0].lower() if len(names) > 1 else ""
+            table |= {path: {"split": SPLIT_NAMES.get(folder, "")} | row for path, row in rows.items()}
+        return table if names else None
+
+    def _table_names(self) -> list[str]:
+        """The ``labels.csv`` of this source: that beside everything, else those of its folders."""
         tables = [n for n in self.names() if PurePosixPath(n).name == "labels.csv" and n.count("/") <= 1]
-        return min(tables, key=len, default="")
+        return [n for n in tables if "/" not in n] or sorted(tables)
 
     def _rows(self, name: str, wanted: Set[str] = frozenset()) -> dict[str, dict[str, str]]:
         """The rows of a table by path, relative to this source, without blanks around what they say.
@@ -179,7 +196,7 @@ class TreeSource(Source):
             if path := row.get("path"):
                 full, plain = root + path, posixpath.normpath(root + path.replace("\\", "/"))
                 other = found.setdefault(plain if full not in there and plain in there else full, row)
-                for key in ("label", "split"):
+                for key in ("label", "split", "group"):
                     if (one := other.get(key)) != (two := row.get(key)):
                         raise DataError(f"{self._full(name)}: names {path} twice, with the {key} {one!r} and {two!r}")
         return found
@@ -195,14 +212,20 @@ def _row(row: dict[str, str], several: bool) -> dict[str, Any]:
     return {"label": label if label or several else None, "split": split, "modality": row.get("modality", "")}
 
 
-def _classes(names: list[str]) -> dict[str, dict[str, Any]]:
-    """Split and class of each file, from the folders it lies in: ``[train|val|test/]CLASS/...``."""
+def _below(names: list[str]) -> dict[str, list[str]]:
+    """The folders that each file lies in, from the first that does not hold everything, or is a split."""
     parts = {n: list(PurePosixPath(n).parts[:-1]) for n in names}
     while parts and all(p for p in parts.values()) and len({p[0] for p in parts.values()}) == 1:
         if next(iter(parts.values()))[0].lower() in SPLIT_NAMES:
             break
         for p in parts.values():
             p.pop(0)  # a folder that holds everything says nothing
+    return parts
+
+
+def _classes(names: list[str]) -> dict[str, dict[str, Any]]:
+    """Split and class of each file, from the folders it lies in: ``[train|val|test/]CLASS/...``."""
+    parts = _below(names)
     found: dict[str, dict[str, Any]] = {}
     with_splits = bool(parts) and all(p and p[0].lower() in SPLIT_NAMES for p in parts.values())
     for name, p in parts.items():

@@ -93,7 +93,7 @@ def names(path: Path) -> list[str]:
     try:
         if _is_zip(path):
             with zipfile.ZipFile(path) as file:
-                return [info.filename for info in file.infolist() if not info.is_dir()]
+                return [*dict.fromkeys(info.filename for info in file.infolist() if not info.is_dir())]
         return list(tar_names(path))
     except _BROKEN as error:
         raise UnreadableImage(path, "is a damaged archive: its directory cannot be read") from error
@@ -159,7 +159,8 @@ def _zip_members(path: Path, only: str = "", order: Sequence[str] = ()) -> Itera
     rank = {name: i for i, name in enumerate(order)}
     try:
         with zipfile.ZipFile(path) as file:
-            for info in sorted(file.infolist(), key=lambda i: rank.get(i.filename, len(rank))):
+            infos = {info.filename: info for info in file.infolist()}.values()  # of one name the last, as unzip does
+            for info in sorted(infos, key=lambda i: rank.get(i.filename, len(rank))):
                 if info.is_dir() or (only and info.filename != only):
                     continue
                 full = f"{path}!{info.filename}"

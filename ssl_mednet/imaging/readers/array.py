@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 from ssl_mednet.errors import UnreadableImage
 from ssl_mednet.imaging.image import MedicalImage
 from ssl_mednet.imaging.readers import ReadContext
-from ssl_mednet.imaging.readers.levels import as_stored, bits_window, in_channels
+from ssl_mednet.imaging.readers.levels import as_stored, bits_window, in_channels, stretch, stretch_range
 
 _SPLITS = ("train", "val", "test")
 Splits = dict[str, tuple[np.ndarray, np.ndarray | None]]
@@ -57,17 +57,31 @@ def splits(path: Path) -> Splits:
         with zipfile.ZipFile(path) as file:
             names = {n.removesuffix(".npy") for n in file.namelist()}
             present = [s for s in _SPLITS if f"{s}_images" in names]
-            return {s: _split(file, s, names, ctx) for s in present}
+            return _on_one_scale({s: _split(file, s, names, ctx) for s in present}, ctx)
     except UnreadableImage:
         raise
     except Exception as error:  # as in `read`: damage raises everything, from zlib.error to NotImplementedError
         raise ctx.fail("is no npz, or a damaged one") from error
 
 
+def _on_one_scale(found: Splits, ctx: ReadContext) -> Splits:
+    """Pixels as :func:`.levels.as_stored` makes them, but that what must be stretched has one scale in all splits.
+
+    It is that of the training images where there are any, so that no pixel depends on the test images; what goes beyond
+    is clipped.
+    """
+    first = next(iter(found.values()))[0] if found else np.empty(0)
+    stretched = first.dtype.kind in "iuf" and first.dtype not in (np.uint8, np.uint16)
+    if not stretched or not np.isfinite(first).any():
+        return {split: (as_stored(images, ctx.name), labels) for split, (images, labels) in found.items()}
+    low, high = stretch_range(first)
+    return {split: (stretch(images, low, high), labels) for split, (images, labels) in found.items()}
+
+
 def _split(
     file: zipfile.ZipFile, split: str, names: set[str], ctx: ReadContext
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    images = as_stored(_member(file, f"{split}_images.npy", ctx), ctx.name)
+    images = _member(file, f"{split}_images.npy", ctx)
     labels = _member(file, f"{split}_labels.npy", ctx) if f"{split}_labels" in names else None
     if labels is not None and len(labels) != len(images):
         raise ctx.fail(f"has {len(images)} {split} images but {len(labels)} labels")

@@ -27,6 +27,11 @@ from ssl_mednet.imaging.readers.frames import along_normal, decoded, functional,
 from ssl_mednet.imaging.readers.levels import stretch, stretch_range
 from ssl_mednet.imaging.readers.tags import value_of
 
+_NO_PICTURES = {  # SOP classes, PS3.4, annex B.5
+    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "a label map",
+    "1.2.840.10008.5.1.4.1.1.481.2": "a distribution of dose",
+}
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _DEFLATED_ANYWAY = 16 * 1024**2  # bytes that any deflated file may unpack to
@@ -115,6 +120,8 @@ def _open(source: Path | bytes, ctx: ReadContext) -> Dataset:
         implicit, little = data.original_encoding
         guess = "1.2.840.10008.1.2.2" if little is False else f"1.2.840.10008.1.2{'' if implicit else '.1'}"
         data.file_meta.TransferSyntaxUID = UID(guess)
+    if what := _NO_PICTURES.get(str(data.get("SOPClassUID", ""))):
+        raise ctx.fail(f"holds {what}, which is no picture")
     rows, columns = int(data.get("Rows", 0) or 0), int(data.get("Columns", 0) or 0)
     ctx.check_size(rows, columns, max(1, int(data.get("NumberOfFrames", 1) or 1)))
     _swap_palette(data)
@@ -227,11 +234,21 @@ def _needs_range(data: Dataset) -> bool:
     return not (plain and int(data.get("BitsStored", 16)) <= 8 and _rescale(data, 0) in (None, (1.0, 0.0)))
 
 
+def _is_padding(frame: np.ndarray, data: Dataset) -> np.ndarray:
+    """Where a frame, as it is stored, holds what fills it up beyond the picture (PS3.3, C.7.5.1.1.2)."""
+    value = data.get("PixelPaddingValue")
+    if not isinstance(value, int):
+        return np.zeros(frame.shape, bool)
+    limit = data.get("PixelPaddingRangeLimit")
+    low, high = sorted((value, limit if isinstance(limit, int) else value))
+    return (frame >= low) & (frame <= high)
+
+
 def _file_range(data: Dataset, ctx: ReadContext) -> tuple[float, float]:
     """Smallest and largest value over all frames, so that the frames of a cine share one scale."""
     ranges = []
     for index, frame in enumerate(decoded(data, ctx)):
-        values = _rescaled(frame, data, index)
+        values = _rescaled(frame, data, index)[~_is_padding(frame, data)]
         if np.isfinite(values).any():
             ranges.append(stretch_range(values))
     if not ranges:

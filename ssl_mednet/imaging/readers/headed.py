@@ -41,6 +41,7 @@ _NRRD_TYPES = {
 }
 _NRRD_PACKING = {"raw": "", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
 _NRRD_TEXT = frozenset({"ascii", "txt", "text", "hex"})
+_NRRD_PLACES = frozenset({"domain", "space", "time", "none", "???"})
 _NRRD_COLOR = frozenset({"vector", "rgb-color", "rgba-color", "list", "3-color", "4-color", "none"})
 
 
@@ -190,7 +191,9 @@ def _nrrd_layout(fields: dict[str, str], ctx: ReadContext) -> _Layout:
     kinds = fields.get("kinds", "").lower().split() or ["none"] * len(shape)
     colors = 1
     if len(shape) > 2 and shape[0] in (1, 3, 4) and kinds[0] in _NRRD_COLOR and (len(shape) > 3 or kinds[0] != "none"):
-        colors, shape, spacing = shape[0], shape[1:], spacing[1:]
+        colors, shape, spacing, kinds = shape[0], shape[1:], spacing[1:], kinds[1:]
+    if len(shape) > 2 and not _NRRD_PLACES.issuperset(kinds[:3]):
+        raise ctx.fail("has an axis among its first three that is no direction in space (its kinds); put it last")
     file = fields.get("data file", fields.get("datafile", ""))
     if file.upper().startswith("LIST") or "%" in file:
         raise ctx.fail("has its numbers in several files, which is not read; convert it to one .nrrd")
