@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import faiss
@@ -12,6 +11,7 @@ from sklearn.decomposition import PCA
 from ssl_mednet.augment.views import resize
 from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.evaluation.bench import Bench
+from ssl_mednet.evaluation.names import file_stem
 from ssl_mednet.evaluation.results import Row
 from ssl_mednet.evaluation.subsets import balanced
 from ssl_mednet.probe import unit_rows
@@ -44,7 +44,7 @@ def map_features(bench: Bench, folder: Path) -> tuple[Path, np.ndarray]:
     index.add(unit_rows(bench.features("train")))
     similarity, neighbours = index.search(unit_rows(bench.features("test")[queries]), min(NEIGHBOURS, index.ntotal))
     neighbours = task.splits["train"][neighbours]
-    path = folder / FOLDER / f"{slug(task.name)}--{slug(bench.weights.name)}.npz"
+    path = folder / FOLDER / f"{file_stem(task.name)}--{file_stem(bench.weights.name)}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         path,
@@ -66,7 +66,7 @@ def write_thumbnails(task: LabelledSet, folder: Path, ids: np.ndarray) -> None:
     for start in range(0, len(ids), _BATCH):
         small = resize(task.corpus.batch(ids[start : start + _BATCH]), SIDE)
         pictures.append((small * 255).round().byte().permute(0, 2, 3, 1).numpy())
-    np.savez_compressed(folder / FOLDER / f"{slug(task.name)}.npz", rows=ids, thumbnails=np.concatenate(pictures))
+    np.savez_compressed(folder / FOLDER / f"{file_stem(task.name)}.npz", rows=ids, thumbnails=np.concatenate(pictures))
 
 
 def worst_mistakes(row: Row, folder: Path) -> np.ndarray:
@@ -85,11 +85,6 @@ def worst_mistakes(row: Row, folder: Path) -> np.ndarray:
         sure = scores.max(axis=1)
         wrong = np.flatnonzero(scores.argmax(axis=1) != targets)
     return np.asarray(rows[wrong[np.argsort(-sure[wrong], kind="stable")]][:MISTAKES])
-
-
-def slug(name: str) -> str:
-    """A name as a part of a file's name: ``runs/gray`` is ``runs-gray``."""
-    return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
 def _numbers(task: LabelledSet, ids: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -33,3 +35,10 @@ def _shortest(name: str, names: list[str]) -> str:
         if [short_name(other, parts) for other in names].count(short) == 1:
             return short
     return name
+
+
+def file_stem(name: str) -> str:
+    """A name as a part of a file's name, another one for every name: ``skin`` as it is, ``runs/gray`` as
+    ``runs-gray-`` and eight digits of its hash."""
+    plain = re.sub(r"[^\w.]+", "-", name).strip("-")
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ssl_mednet.errors import UserError
+from ssl_mednet.evaluation.names import file_stem
 from ssl_mednet.recipe import parse
 from ssl_mednet.reporting.pretraining import RECIPE, PretrainingRun, read_run
 from ssl_mednet.reporting.rows import Comparison, Row, Session
@@ -247,15 +247,15 @@ def load_thumbnails(folder: Path, task: str) -> Thumbnails:
     Raises:
         Missing: there are none, or the file is broken.
     """
-    for path in sorted((folder / GALLERY).glob("*.npz")):
-        if "--" not in path.stem and _plain(path.stem) == _plain(task):
-            found = _arrays(path, ("rows", "thumbnails"))
-            rows, pictures = found["rows"].astype(np.int64), found["thumbnails"]
-            fits = pictures.ndim == 4 and pictures.shape[3] in (1, 3) and len(rows) == len(pictures) > 0
-            if not fits or pictures.dtype != np.uint8:
-                raise Missing(f"{path.name} holds no pictures [M, S, S, C]")
-            return Thumbnails(rows, pictures)
-    raise Missing("no pictures were kept")
+    path = folder / GALLERY / f"{file_stem(task)}.npz"
+    if not path.is_file():
+        raise Missing("no pictures were kept")
+    found = _arrays(path, ("rows", "thumbnails"))
+    rows, pictures = found["rows"].astype(np.int64), found["thumbnails"]
+    fits = pictures.ndim == 4 and pictures.shape[3] in (1, 3) and len(rows) == len(pictures) > 0
+    if not fits or pictures.dtype != np.uint8:
+        raise Missing(f"{path.name} holds no pictures [M, S, S, C]")
+    return Thumbnails(rows, pictures)
 
 
 def load_embedding(folder: Path, task: str, weights: str) -> Embedding:
@@ -264,21 +264,14 @@ def load_embedding(folder: Path, task: str, weights: str) -> Embedding:
     Raises:
         Missing: it was not written, or the file is broken.
     """
-    for path in sorted((folder / GALLERY).glob("*--*.npz")):
-        of_task, _, slug = path.stem.partition("--")
-        if _plain(of_task) == _plain(task) and _plain(slug) == _plain(weights):
-            found = _arrays(path, tuple(Embedding.__dataclass_fields__))
-            one = Embedding(**found)
-            fits = one.xy.shape == (len(one.sample), 2) and one.neighbours.shape == one.similarity.shape
-            if not fits or not len(one.sample) or not np.isfinite(one.xy).all():
-                raise Missing(f"{path.name} does not fit together")
-            return one
-    raise Missing("no map of the features was kept")
-
-
-def _plain(name: str) -> str:
-    """What file names keep of a name on every system."""
-    return re.sub(r"[^a-z0-9]+", "", name.lower())
+    path = folder / GALLERY / f"{file_stem(task)}--{file_stem(weights)}.npz"
+    if not path.is_file():
+        raise Missing("no map of the features was kept")
+    one = Embedding(**_arrays(path, tuple(Embedding.__dataclass_fields__)))
+    fits = one.xy.shape == (len(one.sample), 2) and one.neighbours.shape == one.similarity.shape
+    if not fits or not len(one.sample) or not np.isfinite(one.xy).all():
+        raise Missing(f"{path.name} does not fit together")
+    return one
 
 
 def _arrays(path: Path, names: tuple[str, ...]) -> Mapping[str, Array]:

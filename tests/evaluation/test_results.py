@@ -311,7 +311,7 @@ def test_the_gallery_shows_test_images_their_neighbours_and_the_mistakes(results
     row = row_of(results, "knn")
     with (
         np.load(results.path.parent / row["gallery"]) as shown,
-        np.load(results.path.parent / "gallery" / "phantoms-gray.npz") as pictures,
+        np.load(results.path.parent / "gallery" / f"{file_stem(row['task'])}.npz") as pictures,
     ):
         known = set(pictures["rows"].tolist())
         assert set(shown["sample"].tolist()) <= known

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ssl_mednet.evaluation.names import file_stem
 from ssl_mednet.probe import METRICS, Interval, paired_bootstrap
 
 WEIGHTS = {"runs/gray": 1.6, "random:resnet10t": 0.7, "imagenet:efficientnet_lite0": 1.2}  # how well each tells apart
@@ -132,7 +133,7 @@ class Writer:
         xy = 2 * skill * np.stack([np.cos(angle), np.sin(angle)], axis=1) + self.rng.normal(size=(80, 2))
         near = self.rng.integers(0, 40, (4, 6))
         known = self.targets.ndim == 1
-        path = self.folder / "gallery" / f"{_slug(self.name)}--{_slug(weights)}.npz"
+        path = self.folder / "gallery" / f"{file_stem(self.name)}--{file_stem(weights)}.npz"
         similarity = np.sort(self.rng.uniform(0.5, 1, near.shape))[:, ::-1]
         arrays = {"sample": sample, "xy": xy.astype(np.float32), "explained": np.array([0.41, 0.123])}
         arrays |= {"queries": sample[:4], "neighbours": near, "similarity": similarity}
@@ -149,7 +150,7 @@ class Writer:
             blob = np.exp(-(((x - dx) ** 2 + (y - dy) ** 2) / r**2) * 8)
             tint = np.array([1.0, 0.6, 0.4])[:depth] if depth == 3 else np.ones(1)
             pictures.append((blob[..., None] * tint * 200 + 20 + row % 30).clip(0, 255).astype(np.uint8))
-        path = self.folder / "gallery" / f"{_slug(self.name)}.npz"
+        path = self.folder / "gallery" / f"{file_stem(self.name)}.npz"
         np.savez_compressed(path, rows=rows, thumbnails=np.stack(pictures))
 
     def finish(self) -> Path:
@@ -160,10 +161,6 @@ class Writer:
         for name, content in (("results", self.rows), ("comparisons", self.comparisons), ("run", run)):
             (self.folder / f"{name}.json").write_text(json.dumps(content, indent=1))
         return self.folder
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._" else "-" for c in name)
 
 
 def write_results(folder: Path, tasks: tuple[str, ...] = ("gray", "color", "labels"), seed: int = 0) -> Path:

@@ -13,6 +13,7 @@ import pytest
 from results_folder import write_results, write_run
 
 from ssl_mednet.errors import RecipeError, UserError
+from ssl_mednet.evaluation.names import file_stem
 from ssl_mednet.reporting.load import Missing, load_embedding, load_predictions, load_study, load_thumbnails
 from ssl_mednet.reporting.tasks import sort_into_tasks
 
@@ -267,3 +268,15 @@ def test_an_unfinished_run_says_what_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("a: [\n")
     with pytest.raises(RecipeError, match="not YAML"):
         load_study([tmp_path])
+
+
+@pytest.mark.parametrize(("kept", "asked"), [("runs/v1.0", "runs/v10"), ("runs-a", "runs/a"), ("lr1e-3", "lr1e3")])
+def test_the_pictures_of_one_net_or_set_are_not_shown_for_another(kept: str, asked: str, copy: Path) -> None:
+    gallery = copy / "gallery"
+    (gallery / f"brain_mri--{file_stem('runs/gray')}.npz").rename(gallery / f"brain_mri--{file_stem(kept)}.npz")
+    assert len(load_embedding(copy, "brain_mri", kept).sample)
+    (gallery / "brain_mri.npz").rename(gallery / f"{file_stem(kept)}.npz")
+    assert len(load_thumbnails(copy, kept).rows)
+    for load in (lambda: load_embedding(copy, "brain_mri", asked), lambda: load_thumbnails(copy, asked)):
+        with pytest.raises(Missing, match="was kept|were kept"):
+            load()
