@@ -18,6 +18,7 @@ from ssl_mednet.errors import ArtifactError, DataError
 from ssl_mednet.evaluation import features as features_module
 from ssl_mednet.evaluation import protocols as protocols_module
 from ssl_mednet.evaluation import run as run_module
+from ssl_mednet.evaluation.names import file_stem
 from ssl_mednet.evaluation.results import Store
 from ssl_mednet.evaluation.run import Results
 from ssl_mednet.evaluation.suite import SetSection
