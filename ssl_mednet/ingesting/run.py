@@ -190,12 +190,13 @@ def ingest_opened(
 
 
 def _remarks(sources: list[Source]) -> tuple[str, ...]:
-    """What is unusual about series of slices, the first of it by name."""
+    """What is unusual about series of slices and folders, the first of it by name."""
     remarks = [remark for source in sources for remark in source.remarks]
     if not remarks:
         return ()
     file, what = remarks[0]
-    return (f"{len(remarks)} series are unusual, for example {file}: {what}",)
+    more = f" (and {len(remarks) - 1} more such remarks)" if len(remarks) > 1 else ""
+    return (f"{file}: {what}{more}",)
 
 
 def _meta(folder: Path) -> dict[str, Any] | None:

@@ -255,7 +255,9 @@ def test_folders_of_splits_are_no_classes(names: tuple[str, str], tmp_path: Path
     stray = folder(tmp_path / "set", {"overview.png": picture(99)})
     with pytest.raises(DataError, match=r"overview.png: lies beside the folders .* and .*, which are splits .*move it"):
         open_corpus(stray, GRAY, quiet=True)
-    assert ingest(stray, tmp_path / "corpus", labels="none", quiet=True).images == 5
+    found = ingest(stray, tmp_path / "corpus", quiet=True)
+    assert found.images == 5
+    assert any("which are splits: so no image has a split" in note for note in found.notes)
 
 
 def test_tables_of_several_folders_are_one(tmp_path: Path) -> None:

@@ -105,8 +105,8 @@ class Source:
         labels, group_field: see :class:`~ssl_mednet.data.schema.CorpusSpec`; set before ``items`` is asked for.
         every: each image is an item, whatever a ``labels.csv`` names; of the table the modality alone is taken. Set
             before ``items`` is asked for.
-        remarks: name of a file and what is unusual about the series that begins with it (missing or double slices);
-            filled while ``items`` goes on. No text of any tag is in it.
+        remarks: name of a file and what is unusual about the series that begins with it (missing or double slices) or
+            about the folder that it lies in; filled while ``items`` goes on. No text of any tag is in it.
 
     Raises:
         DataError: nothing there, or nothing that could hold an image.

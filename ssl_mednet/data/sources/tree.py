@@ -50,7 +50,7 @@ class TreeSource(Source):
             hint = "folder, file, path:REGEX, tag:NAME, or a column of a labels.csv beside the images"
             raise DataError(f"{self.spec}: no labels.csv has the column {self.group_field!r}", hint)
         several = any("|" in row.get("label", "") for row in (table or {}).values())
-        if table is None and self.labels != "none":
+        if table is None:
             self._check_splits(names)
         said = _classes(names) if table is None else {n: _row(table[n], several) for n in names if n in table}
         for name, known in said.items():
@@ -95,14 +95,20 @@ class TreeSource(Source):
                 yield Item(self._full(name), UnreadableImage(self._full(name), reason))
 
     def _check_splits(self, names: list[str]) -> None:
-        """Raise :class:`DataError` where some folders are splits and others beside them are not."""
+        """Raise :class:`DataError` where some folders are splits and others beside them are not.
+
+        Where no label is taken from folders it is a remark.
+        """
         tops = {name: (folders or [""])[0] for name, folders in _below(names).items()}
         splits = {SPLIT_NAMES[top.lower()]: top for top in tops.values() if top.lower() in SPLIT_NAMES}
         odd = next((name for name, top in tops.items() if top.lower() not in SPLIT_NAMES), "")
         if len(splits) > 1 and odd:
-            hint = "move it away, or name split and class of each file in a labels.csv; for ingest also: --labels none"
-            told = " and ".join(sorted(splits.values()))
-            raise DataError(f"{self._full(odd)}: lies beside the folders {told}, which are splits", hint)
+            told = f"lies beside the folders {' and '.join(sorted(splits.values()))}, which are splits"
+            if self.labels != "all":
+                self.remarks.append((self._full(odd), f"{told}: so no image has a split"))
+                return
+            hint = "move it away, name split and class of each file in a labels.csv, or ingest it without labels"
+            raise DataError(f"{self._full(odd)}: {told}", hint)
 
     @property
     def _group_column(self) -> str:
