@@ -112,12 +112,9 @@ def front_matter(config: dict[str, Any], **more: str) -> str:
         keys = {"license": licence.lower(), **keys}
     elif licence:
         name = re.sub(r"[^a-z0-9.+]+", "-", licence.lower()).strip("-") or "custom"
+        # In YAML a bare yes is a truth and 1.0 a number.
         plain = re.fullmatch(r"[a-z][a-z0-9.+-]{3,}", name) and name not in ("true", "false", "null")
-        keys = {
-            "license": "other",
-            "license_name": name if plain else f'"{name}"',
-            **keys,
-        }  # YAML: a bare yes is a truth
+        keys = {"license": "other", "license_name": name if plain else f'"{name}"', **keys}
     method = ours.get("recipe", {}).get("method", {}).get("name", "")
     how = "fine-tuned" if method == FINETUNED else "self-supervised"
     how = "image-classification" if "classifier" in ours else how
