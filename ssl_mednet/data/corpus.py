@@ -25,7 +25,7 @@ from ssl_mednet.imaging.modality import BY_CODE, CHANNEL_COUNT
 
 __all__ = ["QUARANTINE", "Corpus", "CorpusSpec", "cache_folder", "open_corpus"]
 
-_PIXELS = 2  # part of the cache key: raised where readers give other pixels than before
+_PIXELS = 3  # part of the cache key: raised where readers give other pixels than before
 _CACHE_BYTES = 64 * 2**20  # of Lance, for what it knows of its files
 _PART = 1024  # rows that Lance reads at a time
 _SHARE = 64  # images that a thread decodes before the next share is handed out
@@ -272,7 +272,7 @@ def open_corpus(source: str | Path, spec: CorpusSpec, quiet: bool = False) -> Co
 
     The cache lies in ``$SSL_MEDNET_CACHE`` (else ``~/.cache/ssl_mednet``), keyed by the spec and the content of the
     source, of a folder by the names, sizes and times of its files. A corpus appears in it whole or not at all; a killed
-    run is taken up where it was.
+    run is taken up where it was, and files that could not be opened then are added when they can be.
 
     Raises:
         DataError: the source does not exist or holds no image that can be used; the message counts and explains.
@@ -290,12 +290,22 @@ def open_corpus(source: str | Path, spec: CorpusSpec, quiet: bool = False) -> Co
     said = " ".join(one.fingerprint() for one in opened)
     key = hashlib.sha256(f"{FORMAT} {_PIXELS} {said} {spec}".encode()).hexdigest()[:24]
     folder = cache_folder() / "corpora" / key
-    if not is_corpus(folder):
+    if not is_corpus(folder) or _has_passed(folder):
         from ssl_mednet.ingesting.run import ingest_opened
 
         check_folder(cache_folder(), "set $SSL_MEDNET_CACHE to a folder that can be written")
         ingest_opened(opened, folder, spec, quiet=quiet)
     return Corpus(folder)
+
+
+def _has_passed(folder: Path) -> bool:
+    """Whether a file that a cached corpus lacks could not be opened then and can be now."""
+    if not (folder / QUARANTINE).is_file():
+        return False
+    from ssl_mednet.ingesting.again import reasons_gone
+    from ssl_mednet.ingesting.run import TIMEOUT
+
+    return bool(reasons_gone(folder, TIMEOUT))
 
 
 def cache_folder() -> Path:

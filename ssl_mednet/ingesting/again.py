@@ -20,7 +20,7 @@ def worth_another_try(folder: Path, sources: list[Source], timeout: float, quiet
     Args:
         timeout: seconds that one image may take now.
     """
-    rows = [row for row in read_quarantine(folder) if _has_passed(*row[:2], timeout)]
+    rows = reasons_gone(folder, timeout)
     if not rows:
         return []
     for source in sources:
@@ -30,6 +30,11 @@ def worth_another_try(folder: Path, sources: list[Source], timeout: float, quiet
     for source in sources:
         source.remarks.clear()  # they will be told once more
     return [row for row in rows if row[0] in ours]
+
+
+def reasons_gone(folder: Path, timeout: float) -> list[Rejected]:
+    """Rows of the quarantine of a corpus whose reason is gone, of whatever source."""
+    return [row for row in read_quarantine(folder) if _has_passed(*row[:2], timeout)]
 
 
 def _has_passed(path: str, reason: str, timeout: float) -> bool:

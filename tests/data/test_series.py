@@ -19,6 +19,7 @@ from ssl_mednet.catalog.entries import Where
 from ssl_mednet.catalog.selection import Selection
 from ssl_mednet.catalog.source import open_selection
 from ssl_mednet.data.sources import Item, Source, open_source
+from ssl_mednet.errors import UnreadableImage
 from ssl_mednet.imaging.image import HU_OFFSET, MedicalImage
 from ssl_mednet.imaging.readers import ReadContext, read, series
 
@@ -248,6 +249,17 @@ def test_the_levels_of_a_slide_are_one_item(pack: Pack, tmp_path: Path) -> None:
     found = images(open_source(pack(tmp_path / "slide", files)), tile=128)
     assert len({id(item) for item, _ in found}) == 1
     assert [image.index for _, image in found] == [5, 6, 9, 10]
+
+
+def test_a_slide_in_an_archive_does_not_get_lost_with_one_of_its_levels(tmp_path: Path) -> None:
+    base = tiled_dicom(picture(), 0.25)
+    files = {"0.dcm": base, "1.dcm": tiled_dicom(half(picture()), 0.5), "2.dcm": tiled_dicom(half(half(picture())), 1)}
+    path = zipped(tmp_path / "slide", files)
+    path.write_bytes(path.read_bytes().replace(base, base[:-8] + b"rotten!!"))
+    bad, slide = open_source(path).items()
+    assert isinstance(bad.content, UnreadableImage)
+    assert bad.name.endswith("0.dcm")
+    assert [image.index for image in slide.images("", ReadContext(tile=128))] == [5, 6, 9, 10]
 
 
 def test_the_levels_of_a_slide_in_two_folders_give_the_same_tiles(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pydicom
 import pytest
 from made_files import dicom
 from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_color_lut, apply_rescale, apply_voi_lut, pixel_array
 from pydicom.uid import ExplicitVRLittleEndian
@@ -57,6 +58,16 @@ def test_windows_follow_the_standard(function: str) -> None:
     loaded = pydicom.dcmread(io.BytesIO(data))
     expected = apply_voi_lut(loaded.pixel_array, loaded) / 4095
     np.testing.assert_allclose(next(read(data)).pixels[..., 0] / 65535, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["US", "SS"])
+def test_a_voi_lut_may_begin_below_zero(kind: str) -> None:
+    """Its type is often written wrong where the stored values are unsigned and the intercept is negative."""
+    values, table = np.arange(24, 280, dtype=np.uint16).reshape(16, 16), Dataset()
+    table.add_new("LUTDescriptor", kind, [256, 2**16 - 1000 if kind == "US" else -1000, 8])
+    table.add_new("LUTData", "OW", np.arange(256, dtype="<u2").tobytes())
+    image = next(read(dicom(values, Modality="MR", RescaleSlope=1, RescaleIntercept=-1024, VOILUTSequence=[table])))
+    assert (image.pixels[..., 0] // 257).tolist() == (values - 24).tolist()
 
 
 def test_without_a_window_nothing_is_clipped_and_frames_share_a_scale() -> None:

@@ -158,6 +158,28 @@ def test_pictures_of_12_bits_in_files_of_16_are_not_black() -> None:
     assert one(imagecodecs.png_encode(GRAY8)).window == (0, 255)
 
 
+@pytest.mark.parametrize(
+    ("bits", "packed", "values"),
+    [
+        (2, [0b00011011], [0, 85, 170, 255]),
+        (4, [0x0F, 0x81], [0, 255, 136, 17]),
+        (10, [0x00, 0x3F, 0xF0, 0x00, 0x01], [0, 1023, 0, 1]),
+    ],
+)
+@pytest.mark.parametrize("photometric", [1, 0])
+def test_a_tiff_of_few_bits_is_as_bright_as_it_declares(
+    bits: int, packed: list[int], values: list[int], photometric: int, tmp_path: Path
+) -> None:
+    path, top = tmp_path / "x.tif", 255 if bits < 8 else 2**bits - 1
+    path.write_bytes(tiff(np.array([packed], np.uint8)))
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for tag, value in (("ImageWidth", 4), ("BitsPerSample", bits), ("PhotometricInterpretation", photometric)):
+            file.pages[0].tags[tag].overwrite(value)
+    image = one(path)
+    assert image.pixels[0, :, 0].tolist() == (values if photometric else [top - value for value in values])
+    assert image.window == (0, top)
+
+
 def test_of_a_pyramid_only_the_base_is_read(tmp_path: Path) -> None:
     base = RNG.integers(0, 256, (256, 256, 3), dtype=np.uint8)
     with tifffile.TiffWriter(tmp_path / "pyramid.tif") as writer:

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from ingest_helpers import TrapSource, numbers, same_content, table, write_pictures
 
-from ssl_mednet.data.corpus import Corpus, CorpusSpec
+from ssl_mednet.data.corpus import Corpus, CorpusSpec, open_corpus
 from ssl_mednet.data.schema import WORK, is_corpus
 from ssl_mednet.data.sources import open_sources
 from ssl_mednet.errors import DataError, IngestError
@@ -85,6 +85,20 @@ def test_a_failure_that_has_passed_is_not_final(tmp_path: Path, monkeypatch: pyt
     assert levels(out)[2:] == [1, 3, 2]
     assert set(reasons(out)) == {"traps:3"}
     assert Corpus(out).meta["skipped"] == 1
+
+
+def test_a_cached_corpus_takes_up_what_could_not_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_MEDNET_CACHE", str(tmp_path / "cache"))
+    traps = TrapSource(["good|1", f"shut|{tmp_path / 'key'}|2", "crash|3"])
+    monkeypatch.setattr("ssl_mednet.data.corpus.open_sources", lambda _: [traps])
+    assert len(open_corpus("traps:", GRAY, quiet=True)) == 1
+    (tmp_path / "key").touch()
+    assert len(open_corpus("traps:", GRAY, quiet=True)) == 2
+    with monkeypatch.context() as patched:
+        patched.setattr("ssl_mednet.ingesting.run.ingest_opened", None)  # nothing is left to be done
+        corpus = open_corpus("traps:", GRAY, quiet=True)
+    assert set(reasons(corpus.folder)) == {"traps:2"}
+    assert corpus.meta["skipped"] == 1
 
 
 def test_a_worker_that_is_killed_from_outside_costs_no_file(tmp_path: Path) -> None:

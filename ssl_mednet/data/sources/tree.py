@@ -139,18 +139,19 @@ class TreeSource(Source):
         place = {name: (stack, i) for stack in stacks for i, name in enumerate(stack.names)}
         place = place if most is None else {name: where for name, where in place.items() if name in most}
         caps = most or {}
-        slides: dict[str, dict[str, Path | bytes]] = {}
+        slides: dict[str, list[Path | bytes | UnreadableImage]] = {}
         self.remarks += [(self._full(stack.names[0]), stack.remark) for stack in stacks if stack.remark]
         for name, content in self.contents([*place]):
             stack, index = place.get(name, (series.Stack([name]), 0))
             if not stack.slide or isinstance(content, UnreadableImage):
                 yield Item(self._full(name), content, **said.get(name, {}), index=index, most=caps.get(name, 0))
-                continue
-            levels = slides.setdefault(stack.names[0], {})
-            levels[name] = content
-            if len(levels) == len(stack.names):
+            if stack.slide:
                 first = stack.names[0]
-                yield Item(self._full(first), tuple(levels.values()), **said[first], most=caps.get(first, 0))
+                levels = slides.setdefault(first, [])
+                levels.append(content)
+                good = tuple(level for level in levels if not isinstance(level, UnreadableImage))
+                if len(levels) == len(stack.names) and good:  # a slide does not get lost with one of its levels
+                    yield Item(self._full(first), good, **said[first], most=caps.get(first, 0))
 
     def _stacks(self, names: list[str]) -> list[series.Stack]:
         dicom = {n for n in names if may_be_dicom(n)}

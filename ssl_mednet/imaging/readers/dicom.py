@@ -125,6 +125,7 @@ def _open(source: Path | bytes, ctx: ReadContext) -> Dataset:
     rows, columns = int(data.get("Rows", 0) or 0), int(data.get("Columns", 0) or 0)
     ctx.check_size(rows, columns, max(1, int(data.get("NumberOfFrames", 1) or 1)))
     _swap_palette(data)
+    _sign_lut(data)
     return data
 
 
@@ -155,6 +156,18 @@ def _swap_palette(data: Dataset) -> None:
             table = data.get(f"{color}PaletteColorLookupTableData")
             if isinstance(table, bytes) and len(table) % 2 == 0:
                 data[f"{color}PaletteColorLookupTableData"].value = np.frombuffer(table, ">u2").astype("=u2").tobytes()
+
+
+def _sign_lut(data: Dataset) -> None:
+    """The first value of a VOI LUT with its sign, which follows from the rescale and not from the stored values.
+
+    PS3.3 C.11.2.1.1; where its type is not written in the file, pydicom takes that of the stored values.
+    """
+    rescale = _rescale(data, 0)
+    for item in data.get("VOILUTSequence") or ():
+        entries, first, bits = item.LUTDescriptor
+        if rescale is not None and rescale[1] < 0 and first > np.iinfo(np.int16).max:
+            item.LUTDescriptor = [entries, first - 2**16, bits]
 
 
 def _is_color(data: Dataset) -> bool:

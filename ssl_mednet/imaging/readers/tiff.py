@@ -65,7 +65,10 @@ def _pixels(page: tifffile.TiffPage, ctx: ReadContext, alone: bool) -> tuple[np.
         pixels = np.moveaxis(pixels, 0, -1)
     if color == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
         pixels = np.moveaxis(np.asarray(page.colormap)[:, pixels], 0, -1)  # [3, 2^bits] uint16
-    window = bits_window(pixels if alone else pixels[:0])
+    elif pixels.dtype == np.uint8 and 1 < page.bitspersample < 8:
+        pixels = np.rint(pixels * (255 / (2**page.bitspersample - 1))).astype(np.uint8)
+    declared = 8 < page.bitspersample < 16 and color != tifffile.PHOTOMETRIC.PALETTE
+    window = (0.0, 2.0**page.bitspersample - 1) if declared else bits_window(pixels if alone else pixels[:0])
     if color == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind in "ub":
         top = window[1] if pixels.itemsize <= 2 else np.iinfo(pixels.dtype).max
         pixels = ~pixels if pixels.dtype == bool else pixels.dtype.type(top) - pixels
