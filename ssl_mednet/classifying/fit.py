@@ -18,7 +18,7 @@ from ssl_mednet.classifying.card import model_readme
 from ssl_mednet.classifying.folds import cross_validate
 from ssl_mednet.classifying.model import BACKBONE, REFERENCE, RESULTS, check_room, whole_folder, write_head
 from ssl_mednet.classifying.unlike import Unlike
-from ssl_mednet.data.labelled import LabelledSet
+from ssl_mednet.data.labelled import LabelledSet, kept_together
 from ssl_mednet.errors import DataError, RecipeError, did_you_mean
 from ssl_mednet.evaluation.bench import Bench, Job, Outcome, find_device
 from ssl_mednet.evaluation.classifier import Classifier, build_classifier
@@ -175,7 +175,7 @@ def _by_folds(bench: Bench) -> Fit:
     bench = replace(bench, task=replace(task, splits=splits, made=()))
     features, labels = bench.features("train"), bench.labels("train")
     strengths = tuple(bench.suite.strengths)
-    units = _with_copies(task, rows)
+    units = kept_together(task.corpus, task.groups)[rows]
     found = cross_validate(features, labels, units, strengths, task.classes, bench.suite.seed)
     how = f"{found.folds}-fold cross-validation{' by group' if (task.groups[rows] >= 0).any() else ''}"
     note = f"strength, temperature and thresholds are from {how} of the {len(rows)} training images"
@@ -189,13 +189,6 @@ def _by_folds(bench: Bench) -> Fit:
         outcome = Outcome(found.scores, len(rows), chosen=chosen)
     unlike = Unlike.fit(features, labels).tuned(found.distances)
     return Fit(bench, _frozen(bench, found.probe), outcome, found.scores, unlike, note, found.fold)
-
-
-def _with_copies(task: LabelledSet, rows: np.ndarray) -> np.ndarray:
-    """The groups of rows; those without one are a group with their exact copies, which no fold may part."""
-    groups = task.groups[rows]
-    same = np.unique(task.corpus.column("sha256").take(rows).to_pylist(), return_inverse=True)[1]
-    return np.where(groups >= 0, groups, groups.max(initial=-1) + 1 + same)
 
 
 def _frozen(bench: Bench, probe: LinearProbe) -> Classifier:

@@ -127,7 +127,9 @@ def open_labelled(source: str | Path, spec: CorpusSpec, quiet: bool = False, *, 
         raise DataError(f"{source}: has no labels to evaluate on", hint)
     if len(corpus.classes) < 2 and labels.ndim == 1:
         raise DataError(f"{source}: has one class only ({corpus.classes[0]})", "a task needs two or more")
-    assigned, made = _complete(corpus.split, labels, _with_copies(corpus), has_label)
+    together = kept_together(corpus, corpus.unit)
+    alone = (corpus.unit < 0) & (np.bincount(together)[together] == 1)
+    assigned, made = _complete(corpus.split, labels, np.where(alone, -1, together), has_label)
     splits = {s: np.flatnonzero(has_label & (assigned == i)) for i, s in enumerate(SPLITS)}
     for split, rows in splits.items():
         if len(rows) == 0:
@@ -138,11 +140,21 @@ def open_labelled(source: str | Path, spec: CorpusSpec, quiet: bool = False, *, 
     return LabelledSet(name, corpus, labels, splits, corpus.unit, corpus.classes, made, str(source), ordinal)
 
 
-def _with_copies(corpus: Corpus) -> np.ndarray:
-    """``[N]`` what no split may part: the unit of a row, or the number that it shares with its exact copies, or -1."""
-    unit = corpus.unit
-    _, same, count = np.unique(corpus.column("sha256").to_pylist(), return_inverse=True, return_counts=True)
-    return np.where((unit < 0) & (count[same] > 1), unit.max(initial=-1) + 1 + same, unit)
+def kept_together(corpus: Corpus, groups: np.ndarray) -> np.ndarray:
+    """``[N]`` number of what no split and no fold may part: a group, or a row without one with its exact copies.
+
+    It goes with the first group that has a copy of it. Groups that hold the same image stay apart, because black slices
+    would tie all patients together.
+
+    Args:
+        groups: ``[N]`` number of each row's group, -1 where it has none.
+    """
+    same = np.unique(corpus.column("sha256").to_pylist(), return_inverse=True)[1]
+    together = groups.max(initial=-1) + 1 + same
+    order = np.flatnonzero(groups >= 0)[::-1]  # of several the first is written last
+    first = np.full(len(groups), -1)
+    first[same[order]] = groups[order]
+    return np.where(groups >= 0, groups, np.where(first[same] >= 0, first[same], together))
 
 
 def _complete(

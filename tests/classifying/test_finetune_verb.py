@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +114,6 @@ def test_exact_copies_are_not_parted_by_the_folds(backbone: Path, tmp_path: Path
     assert made.row["metrics"]["auroc"]["value"] < 0.8
     assert "5-fold cross-validation" in made.row["note"]
     assert "by group" not in made.row["note"]
-    task = open_labelled(folder, CorpusSpec("gray", 256), True)
-    rows = np.arange(90)
-    assert len(np.unique(fit._with_copies(task, rows))) == 30
-    grouped = replace(task, groups=np.where(rows < 6, rows // 2, -1))
-    assert fit._with_copies(grouped, rows)[:6].tolist() == [0, 0, 1, 1, 2, 2]  # a group stays what it is
-    assert fit._with_copies(grouped, rows)[6:].min() > 2
 
 
 def test_the_card_counts_test_images_that_are_copies_of_training_images(backbone: Path, tmp_path: Path) -> None:

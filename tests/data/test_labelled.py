@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ssl_mednet.data.corpus import CorpusSpec
-from ssl_mednet.data.labelled import LabelledSet, open_labelled, task_names
+from ssl_mednet.data.corpus import CorpusSpec, open_corpus
+from ssl_mednet.data.labelled import LabelledSet, kept_together, open_labelled, task_names
 from ssl_mednet.errors import DataError
 
 GRAY = CorpusSpec("gray", 32)
@@ -100,6 +100,18 @@ def test_made_splits_do_not_part_exact_copies(tmp_path: Path) -> None:
     seen = [set(content[rows]) for rows in task.splits.values()]
     assert not (seen[0] & seen[1] | seen[0] & seen[2] | seen[1] & seen[2])
     assert not task.grouped  # copies are no patients, and intervals are over images
+
+
+def test_what_is_kept_together(tmp_path: Path) -> None:
+    for i, content in enumerate([1, 1, 2, 2, 3, 3, 1, 4, 4, 5]):
+        np.save(tmp_path / f"{i}.npy", np.full((8, 8), content, np.uint8))
+    corpus = open_corpus(tmp_path, GRAY, quiet=True)
+    assert kept_together(corpus, np.array([0, 0, 0, 1, 1, -1, -1, -1, -1, -1])).tolist()[:7] == [0, 0, 0, 1, 1, 1, 0]
+    copies = kept_together(corpus, np.array([1, 1, 0, 1, 1, -1, -1, -1, -1, -1]))[5:]
+    assert copies[:2].tolist() == [1, 1]  # of several groups with a copy the first row's, and groups stay what they are
+    assert copies[2] == copies[3] != copies[4]
+    assert min(copies[2:]) > 1
+    assert len(set(kept_together(corpus, np.full(10, -1)))) == 5
 
 
 def test_images_without_a_label_and_classes_without_training_images_are_told(tmp_path: Path) -> None:
