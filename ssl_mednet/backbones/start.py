@@ -170,14 +170,14 @@ def load_start(weights: str, channels: str, architecture: str, model_args: dict[
 def inherited_licences(ours: dict[str, Any]) -> dict[str, int]:
     """Licences of all images behind the weights of this ``ssl_mednet`` section, with counts; ``""`` for none stated.
 
-    A licence that the weights themselves were published under stands for images that came without one, and for all of
-    them where it is none of theirs: it binds whoever goes on from the weights.
+    A licence that the weights themselves were published under stands for all of them where it is none of theirs: it
+    binds whoever goes on from the weights. Images that are said to have none keep none, as it settles nothing for them.
     """
     data, counts = ours.get("data", {}), Counter[str]()
     of_parent, own = ours.get("parent", {}).get("licences", {}), ours.get("licence", "")
-    for said in (data.get("licences") or {NOT_STATED: int(data.get("images", 1))}, of_parent):
+    for said in (data.get("licences") or {own or NOT_STATED: int(data.get("images", 1))}, of_parent):
         for licence, count in said.items():
-            counts[own if licence == NOT_STATED else licence] += count
+            counts["" if licence == NOT_STATED else licence] += count
     if own and own not in counts:
         counts[own] = counts.total()
     return dict(counts)

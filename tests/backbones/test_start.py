@@ -149,7 +149,11 @@ def test_the_licence_of_the_weights_themselves_is_owed_too() -> None:
     assert inherited_licences(free) == {"CC0-1.0": 100}
     assert inherited_licences(free | {"licence": "CC-BY-NC-4.0"}) == {"CC0-1.0": 100, "CC-BY-NC-4.0": 100}
     assert inherited_licences(free | {"licence": "CC0-1.0"}) == {"CC0-1.0": 100}
-    assert inherited_licences(OWED | {"licence": "CC-BY-4.0"}) == {"CC-BY-NC-SA-4.0": 2, "CC-BY-4.0": 1}
+    assert inherited_licences({"data": {"images": 100}, "licence": "CC0-1.0"}) == {"CC0-1.0": 100}
+
+
+def test_images_without_a_licence_have_none_in_whatever_comes_of_the_weights() -> None:
+    assert inherited_licences(OWED | {"licence": "CC-BY-4.0"}) == {"CC-BY-NC-SA-4.0": 2, "": 1, "CC-BY-4.0": 3}
 
 
 def test_a_run_does_not_go_on_where_other_weights_took_the_place_of_its_parent(tmp_path: Path) -> None:

@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
 from ssl_mednet import export, load_backbone, weights_path
 from ssl_mednet.backbones import Preprocessing, backbone_args, create_backbone, save_backbone
+from ssl_mednet.backbones.card import model_card
+from ssl_mednet.backbones.start import inherited_licences
 from ssl_mednet.backbones.zoo import MAX_BYTES, shipped_zoo, zoo_entries
 from ssl_mednet.errors import ArtifactError, UserError
 from ssl_mednet.evaluation.weights import load_weights
 from ssl_mednet.listing import listing
 
-SHIPPED = sorted(p.parent.name for p in shipped_zoo().glob("*/config.json"))
+SHIPPED = ("color-mednet-tiny", "gray-mednet-tiny")
 
 
 @pytest.fixture
@@ -98,8 +101,12 @@ def test_figures_of_other_weights_are_not_taken(entry: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_what_ships_is_whole_small_and_described(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_MEDNET_ZOO", raising=False)
+    assert tuple(sorted(p.parent.name for p in shipped_zoo().glob("*/config.json"))) == SHIPPED
     folder = zoo_entries()[name]
     assert (folder / "model.safetensors").stat().st_size <= MAX_BYTES
+    tensors = load_file(folder / "model.safetensors")
+    assert {t.dtype for t in tensors.values() if t.ndim > 1} == {torch.float16}
+    assert sum(t.numel() for t in tensors.values()) < 8_000_000
     backbone = load_backbone(name)
     pre = backbone.preprocessing
     assert isinstance(pre, Preprocessing)
@@ -111,9 +118,13 @@ def test_what_ships_is_whole_small_and_described(name: str, monkeypatch: pytest.
     classifier = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7).eval()
     with torch.no_grad():
         assert torch.equal(classifier.global_pool(classifier.forward_features(pre(images))), features)
-    ours = json.loads((folder / "config.json").read_text())["ssl_mednet"]
+    config = json.loads((folder / "config.json").read_text())
+    ours = config["ssl_mednet"]
     assert ours["licence"]
     assert ours["figures"]
+    unknown = ours["data"]["licences"]["not stated"]
+    assert inherited_licences(ours)[""] == unknown > 0  # which the licence of the weights does not settle
     card = (folder / "README.md").read_text()
+    assert card == model_card(config, name)
     assert f'load_backbone("{name}")' in card
     assert "Not a medical device" in card

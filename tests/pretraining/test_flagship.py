@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from ssl_mednet import load_backbone, pretrain
+from ssl_mednet import load_backbone, pretrain, weights_path
 from ssl_mednet.auditing.audit import ContaminationError
 from ssl_mednet.auditing.quality import Mark, curate
 from ssl_mednet.catalog.corpus_recipe import read_corpus_recipe
@@ -57,6 +58,23 @@ def test_a_flagship_takes_a_step(name: str, home: Path, tmp_path: Path, monkeypa
     assert said["held_out"]["test_images"] > 0
     assert (said["held_out"]["exact"], said["held_out"]["near"]) == (0, 0)
     assert run.skipped_steps == 0
+
+
+@pytest.mark.parametrize("kind", ["gray", "color"])
+def test_the_recipe_of_a_net_that_ships_takes_a_step(
+    kind: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.delenv("SSL_MEDNET_ZOO", raising=False)
+    few = [*FEW, f"data.source=corpora/{kind}", "train.steps=1", "monitor.pictures=0"]
+    run = pretrain(f"mednet/{kind}_tiny.yaml", out=tmp_path / "run", overrides=few, quiet=True)
+    backbone, shipped = load_backbone(run.folder), load_backbone(f"{kind}-mednet-tiny")
+    assert backbone.preprocessing.image_size == shipped.preprocessing.image_size == 96
+    assert {k: v.shape for k, v in backbone.state_dict().items()} == {k: v.shape for k, v in shipped.state_dict().items()}
+    said = json.loads(Path(weights_path(f"{kind}-mednet-tiny"), "config.json").read_text())["ssl_mednet"]["recipe"]
+    own = yaml.safe_load(_text(f"{kind}_tiny"))
+    for section in ("backbone", "method", "augment", "optim", "train"):
+        assert own[section].items() <= said[section].items()
 
 
 @pytest.mark.parametrize("kind", ["gray", "color"])
