@@ -11,7 +11,7 @@ from ssl_mednet.errors import UserError, did_you_mean
 
 
 def listing(what: str, pattern: str = "") -> list[str]:
-    """Lines to print; ``what`` is a key of the table below, ``pattern`` a shell pattern of names.
+    """Lines to print; ``what`` is a key of the table below, ``pattern`` a part of names, or a shell pattern of them.
 
     Raises:
         UserError: there is no such list, or nothing in it has such a name.
@@ -20,10 +20,15 @@ def listing(what: str, pattern: str = "") -> list[str]:
         raise UserError(f"there is no list of {what}", did_you_mean(what, KINDS) or f"one of {', '.join(KINDS)}")
     rows = KINDS[what](pattern)
     if pattern and what not in ("backbones", "datasets"):  # which look for it themselves
-        rows = [row for row in rows if fnmatch(row[0], pattern)]
+        rows = [row for row in rows if fnmatch(row[0], _loosely(pattern))]
         if not rows:
             raise UserError(f"none of the {what} matches {pattern!r}", f"`ssl-mednet list {what}` shows all")
     return _aligned(rows)
+
+
+def _loosely(pattern: str) -> str:
+    """A word stands for every name that it is a part of."""
+    return pattern if set(pattern) & set("*?[") else f"*{pattern}*"
 
 
 def _recipes(pattern: str) -> list[tuple[str, str]]:
@@ -84,7 +89,7 @@ def _modalities(pattern: str) -> list[tuple[str, str]]:
 def _backbones(pattern: str) -> list[tuple[str, str]]:
     import timm
 
-    names = timm.list_models(pattern or "*")
+    names = timm.list_models(_loosely(pattern))
     if not names:
         raise UserError(f"timm has no backbone that matches {pattern!r}", "try '*resnet*'")
     return [(name, "") for name in names]

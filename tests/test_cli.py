@@ -120,7 +120,7 @@ def test_every_verb_takes_the_weights_of_the_package_by_name(tmp_path: Path) -> 
         (("pretrain", "--recipe", "continue_gray.yaml", "--data", data, f"backbone.weights={name}", *few), "run"),
         (("evaluate", "--weights", str(tmp_path / "run"), name, "--data", data, "gallery=0", "resamples=50"), name),
         (("finetune", "--weights", name, "--data", data, "--out", model, "gallery=0", "resamples=50"), "model:"),
-        (("export", name, "--format", "hf", "--out", str(tmp_path / "hf")), "next: hf upload"),
+        (("export", name, "--format", "hf", "--out", str(tmp_path / "hf")), "may not be published before"),
         (("ingest", data, "--out", corpus), "ingested: 40 images"),
         (("curate", corpus, "--weights", name), "40"),
         (("audit", corpus, "--against", data, "--weights", name), "exact"),
@@ -246,7 +246,9 @@ def test_lists_are_plain_sentences_and_heed_a_pattern() -> None:
         assert not re.search(r"(First|Before it):$", text, re.MULTILINE)
     assert "`" not in "\n".join(listing("protocols") + listing("augmentations"))
     assert "on 8 H100s (eval/scaling.md)." in listing("recipes", "mednet/gray_vit*")[0]
-    assert [line.split()[0] for line in listing("methods", "sim*")] == ["simclr"]
+    for pattern in ("sim*", "simc"):
+        assert [line.split()[0] for line in listing("methods", pattern)] == ["simclr"]
+    assert any(line.startswith("resnet50") for line in listing("backbones", "resnet50"))
     with pytest.raises(UserError, match="none of the methods matches 'x'"):
         listing("methods", "x")
 

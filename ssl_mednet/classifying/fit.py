@@ -18,7 +18,7 @@ from ssl_mednet.classifying.card import model_readme
 from ssl_mednet.classifying.folds import cross_validate
 from ssl_mednet.classifying.model import BACKBONE, REFERENCE, RESULTS, check_room, whole_folder, write_head
 from ssl_mednet.classifying.unlike import Unlike
-from ssl_mednet.data.labelled import LabelledSet, kept_together
+from ssl_mednet.data.labelled import kept_together
 from ssl_mednet.errors import DataError, RecipeError, did_you_mean
 from ssl_mednet.evaluation.bench import Bench, Job, Outcome, find_device
 from ssl_mednet.evaluation.classifier import Classifier, build_classifier

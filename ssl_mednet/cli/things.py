@@ -14,7 +14,7 @@ from ssl_mednet.listing import KINDS, listing
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(metavar="WHAT", help=f"{', '.join(KINDS)}.")],
-    pattern: Annotated[str, typer.Argument(help="Names to show, as in '*resnet*'.")] = "",
+    pattern: Annotated[str, typer.Argument(help="A part of the names to show, or a pattern: 'mednet*'.")] = "",
 ) -> None:
     """Show what is there, a line on each."""
     for line in listing(what, pattern):

@@ -133,10 +133,13 @@ def export(
 
     ssl-mednet export runs/gray --format zoo --out zoo/my-gray --results results/gray   # then SSL_MEDNET_ZOO=zoo
     """
+    from ssl_mednet.backbones.artifact import read_config
     from ssl_mednet.exporting.run import export as run
 
     folder = run(weights, format_, out, licence, results or (), limits or (), overwrite)
     for path in sorted(folder.iterdir()):
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
     if format_ == "hf":
+        if terms := read_config(folder)["ssl_mednet"].get("data", {}).get("publishing"):
+            print(f"terms: {terms[0]}")
         print(f"next: hf upload YOUR_NAME/REPOSITORY {shlex.quote(str(out))}   # the card says under which terms")

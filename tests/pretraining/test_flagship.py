@@ -70,7 +70,9 @@ def test_the_recipe_of_a_net_that_ships_takes_a_step(
     run = pretrain(f"mednet/{kind}_tiny.yaml", out=tmp_path / "run", overrides=few, quiet=True)
     backbone, shipped = load_backbone(run.folder), load_backbone(f"{kind}-mednet-tiny")
     assert backbone.preprocessing.image_size == shipped.preprocessing.image_size == 96
-    assert {k: v.shape for k, v in backbone.state_dict().items()} == {k: v.shape for k, v in shipped.state_dict().items()}
+    assert {k: v.shape for k, v in backbone.state_dict().items()} == {
+        k: v.shape for k, v in shipped.state_dict().items()
+    }
     said = json.loads(Path(weights_path(f"{kind}-mednet-tiny"), "config.json").read_text())["ssl_mednet"]["recipe"]
     own = yaml.safe_load(_text(f"{kind}_tiny"))
     for section in ("backbone", "method", "augment", "optim", "train"):
