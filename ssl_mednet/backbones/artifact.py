@@ -171,7 +171,7 @@ def weights_path(name: str | Path) -> str:
     return str(folder)
 
 
-def find_artifact(path: str | Path, other: str = "random:NAME") -> Path:
+def find_artifact(path: str | Path, other: str = "random:NAME, imagenet:NAME") -> Path:
     """The artifact folder at ``path``: the folder itself, ``backbone/`` of a run folder, or weights known by name.
 
     Args:
@@ -190,7 +190,12 @@ def find_artifact(path: str | Path, other: str = "random:NAME") -> Path:
             return entry
         plain = suggestion(str(path)) if str(path) == given.name else ""
         hint = " ".join(filter(None, [plain, f"give a run folder, a backbone folder or {other}"]))
+        if "@" in str(path):
+            hint = "only random: and imagenet: take @SIZE, other weights see images at their own size"
         raise ArtifactError(f"{path}: no such folder", hint)
+    if given.is_file():
+        hint = "give the folder that it lies in with its config.json, as pretrain and export write it"
+        raise ArtifactError(f"{path}: is a file; weights are a folder", hint)
     if any(given.glob("*.onnx")):
         hint = "give the run or the backbone folder that it was exported from"
         raise ArtifactError(f"{path}: is an export to ONNX, which cannot be read back", hint)

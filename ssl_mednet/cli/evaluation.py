@@ -23,7 +23,10 @@ def evaluate(
     ] = None,
     data: Annotated[list[str] | None, typer.Option("--data", "-d", help="One or more labelled sets.")] = None,
     suite: Annotated[str | None, typer.Option("--suite", "-s", help="Suite: path, or the name of one.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the results; rows in it are kept.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder; work in it is reused, results and report are of this call."),
+    ] = None,
     page: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the folder.")] = True,
     quiet: Quiet = False,
 ) -> None:

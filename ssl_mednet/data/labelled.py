@@ -14,6 +14,7 @@ from ssl_mednet.data.sources import SPLITS
 from ssl_mednet.draws import stable_hash
 from ssl_mednet.errors import DataError
 
+_FEW = 5  # test images of a class
 VAL_SHARE, TEST_SHARE = 0.15, 0.2  # of the groups, where a source comes without these splits
 
 
@@ -75,10 +76,21 @@ class LabelledSet:
             f"{count} image{'s have' if count > 1 else ' has'} no label and {'are' if count > 1 else 'is'} left out"
         ]
         said = said if count else []
-        for split, meaning in (("train", "no net will ever say it"), ("test", "the figures say nothing of it")):
+        meanings = {"train": "no net will ever say it", "val": "nothing is chosen for it"}
+        for split, meaning in (meanings | {"test": "the figures say nothing of it"}).items():
             if missing := self.without(split):
                 said.append(f"no {split} image of {', '.join(missing)}, so that {meaning}")
+        if few := self._few():
+            told = ", ".join(few) if len(few) < len(self.classes) else "every class"
+            said.append(f"{told}: fewer than {_FEW} test images, of which intervals say little")
+        if alike := [name for name in self.classes if sum(name.lower() == c.lower() for c in self.classes) > 1]:
+            said.append(f"{', '.join(alike)}: classes that differ in capitals alone")
         return said
+
+    def _few(self) -> list[str]:
+        labels = self.labels[self.splits["test"]]
+        counts = labels.sum(axis=0) if self.multilabel else np.bincount(labels, minlength=len(self.classes))
+        return [name for name, count in zip(self.classes, counts, strict=True) if 0 < count < _FEW]
 
     def without(self, split: str) -> list[str]:
         """Classes that no image of a split has."""
@@ -99,28 +111,36 @@ class LabelledSet:
 
 def task_names(sources: Sequence[str]) -> list[str]:
     """What sets are called: each by the stem of its source, or where several have the same one by the whole source."""
-    stems = [_stem(source) for source in sources]
+    stems = [stem(source) for source in sources]
     said = [stem if stems.count(stem) == 1 else source for stem, source in zip(stems, sources, strict=True)]
     before = [said[:number].count(name) for number, name in enumerate(said)]
     return [f"{name} ({count + 1})" if count else name for name, count in zip(said, before, strict=True)]
 
 
-def _stem(source: str) -> str:
-    return Path(source.partition("?")[0]).name.split(".")[0]
+def stem(source: str) -> str:
+    """What a source is called: its last part, without suffix."""
+    path = Path(source.partition("?")[0])
+    return (path.resolve() if path.name in ("", "..") else path).name.split(".")[0]
 
 
-def open_labelled(source: str | Path, spec: CorpusSpec, quiet: bool = False, *, ordinal: bool = False) -> LabelledSet:
+def open_labelled(
+    source: str | Path, spec: CorpusSpec, quiet: bool = False, *, ordinal: bool | Sequence[str] = False
+) -> LabelledSet:
     """A labelled set from ``labels.csv``, class folders, an npz with MedMNIST's keys, or phantoms.
 
     Splits of the source are kept. A missing test or validation split is made from the training rows: by group, or
     else volume, where there are any (:attr:`Corpus.unit`), else by exact copies, stratified by class, the same every
     time.
 
+    Args:
+        ordinal: whether the classes have an order, which numbers have and sources may say; or names in their order.
+
     Raises:
-        DataError: no labels, one class only, a split without rows, or a group on both sides of a split.
+        DataError: no labels, one class only, a split without rows, a group on both sides of a split, or an order that
+            is asked for and not known.
     """
     corpus = open_corpus(source, spec, quiet)
-    labels, name = corpus.label, _stem(str(source))
+    labels, name = corpus.label, stem(str(source))
     has_label = np.asarray((labels >= 0).all(axis=1) if labels.ndim == 2 else labels >= 0)
     if not has_label.any() or not corpus.classes:
         hint = "a labels.csv with path,label, two folders or more, one a class, or an npz with train_labels"
@@ -136,8 +156,25 @@ def open_labelled(source: str | Path, spec: CorpusSpec, quiet: bool = False, *, 
             hint = "it needs more images, and of more groups (patients, lesions, volumes) where they name any"
             raise DataError(f"{source}: no labelled image is left for the {split} split", hint)
     _check_groups(source, splits, corpus.unit)
-    ordinal = (ordinal or corpus.meta["ordinal"]) and labels.ndim == 1
-    return LabelledSet(name, corpus, labels, splits, corpus.unit, corpus.classes, made, str(source), ordinal)
+    classes, ordered = corpus.classes, bool(ordinal or corpus.meta["ordinal"]) and labels.ndim == 1
+    if ordered and ordinal:
+        classes = _in_order(source, corpus, ordinal)
+        place = np.array([*map(classes.index, corpus.classes), -1], np.int32)
+        labels = place[labels]
+    return LabelledSet(name, corpus, labels, splits, corpus.unit, classes, made, str(source), ordered)
+
+
+def _in_order(source: str | Path, corpus: Corpus, order: bool | Sequence[str]) -> list[str]:
+    """The classes of a corpus from the lowest to the highest, as they are given or known to be."""
+    hint = f"ordinal: [LOWEST, ..., HIGHEST] of {', '.join(corpus.classes)}"
+    if not isinstance(order, bool):
+        if sorted(order) != sorted(corpus.classes):
+            raise DataError(f"{source}: the order {', '.join(order)} is not of its classes", hint)
+        return list(order)
+    known = corpus.meta["ordinal"] or all(name.isdigit() for name in corpus.classes)
+    if not known and len(corpus.classes) > 2:  # of two, either order gives the same figures
+        raise DataError(f"{source}: the order of its classes is not known", hint)
+    return corpus.classes
 
 
 def kept_together(corpus: Corpus, groups: np.ndarray) -> np.ndarray:

@@ -69,6 +69,7 @@ class Bench:
     """A backbone on a labelled set, with its frozen features, computed when they are first wanted.
 
     ``copies`` counts the test images that the training split holds too; see :mod:`ssl_mednet.evaluation.leaks`.
+    ``from_new_head`` keeps what fine-tuning without a probe gave, by seed and rows, for several protocols do the same.
     """
 
     weights: Weights
@@ -77,6 +78,7 @@ class Bench:
     device: torch.device
     quiet: bool
     copies: dict[str, int] = field(default_factory=dict)
+    from_new_head: dict[tuple[int, bytes], Outcome] = field(default_factory=dict)
     _features: dict[tuple[str, Corruption | None], np.ndarray] = field(default_factory=dict)
 
     def features(self, split: str, corruption: Corruption | None = None) -> np.ndarray:

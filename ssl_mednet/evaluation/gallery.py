@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 import faiss
@@ -67,6 +68,14 @@ def write_thumbnails(task: LabelledSet, folder: Path, ids: np.ndarray) -> None:
         small = resize(task.corpus.batch(ids[start : start + _BATCH]), SIDE)
         pictures.append((small * 255).round().byte().permute(0, 2, 3, 1).numpy())
     np.savez_compressed(folder / FOLDER / f"{file_stem(task.name)}.npz", rows=ids, thumbnails=np.concatenate(pictures))
+
+
+def forget_pictures(task: LabelledSet, folder: Path) -> None:
+    """Take away what an earlier run kept of a set's images, which a report would show."""
+    stem = file_stem(task.name)
+    for path in (folder / FOLDER).glob(f"{glob.escape(stem)}*.npz"):
+        if path.stem.partition("--")[0] == stem:
+            path.unlink()
 
 
 def worst_mistakes(row: Row, folder: Path) -> np.ndarray:

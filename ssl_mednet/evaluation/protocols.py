@@ -9,6 +9,7 @@ untrained one. What is fine-tuned takes one draw for each of the suite's ``seeds
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,10 @@ def _linear(bench: Bench, subsets: list[np.ndarray]) -> Outcome:
 
 def _draws(bench: Bench, job: Job) -> list[np.ndarray]:
     """Positions among the training rows, for each draw; one draw where all labels are used."""
-    everything = job.shots is None and (job.labels is None or job.labels >= 1)
+    if job.shots is None:
+        everything = job.labels is None or job.labels >= 1
+    else:
+        everything = bench.labels("train").ndim == 1 and job.shots >= np.bincount(bench.labels("train")).max()
     return [_draw(bench, job, draw) for draw in range(1 if everything else bench.suite.draws)]
 
 
@@ -190,20 +194,19 @@ def few_shot_finetune(bench: Bench, job: Job) -> Outcome:
 
 def _finetune(bench: Bench, job: Job, from_probe: bool) -> Outcome:
     subset = _draw(bench, job, draw=job.seed)
-    rows = {**bench.task.splits, "train": bench.task.splits["train"][subset]}
     head = full_probe(bench, subset) if from_probe and not bench.weights.random else None
-    result = finetune(
-        bench.weights,
-        bench.task,
-        rows,
-        bench.suite.finetune,
-        seed=job.seed,
-        device=bench.device,
-        quiet=bench.quiet,
-        head=head,
-    )
-    chosen = result.chosen | ({"head_strength": head.strength} if head else {})
-    if from_probe and not head:
-        chosen["note"] = "; ".join(filter(None, [result.note, "untrained, so from a new head"]))
-    scores, more = result.scores, {"history": result.history}
-    return Outcome(scores["test"], len(subset), scores["val"], chosen=chosen, more=more)
+    done = (job.seed, subset.tobytes())
+    if head or done not in bench.from_new_head:
+        rows = {**bench.task.splits, "train": bench.task.splits["train"][subset]}
+        where: dict[str, Any] = {"device": bench.device, "quiet": bench.quiet}
+        result = finetune(bench.weights, bench.task, rows, bench.suite.finetune, seed=job.seed, head=head, **where)
+        scores, more = result.scores, {"history": result.history}
+        outcome = Outcome(scores["test"], len(subset), scores["val"], chosen=result.chosen, more=more)
+        if head:
+            return replace(outcome, chosen=outcome.chosen | {"head_strength": head.strength})
+        bench.from_new_head[done] = outcome
+    outcome = bench.from_new_head[done]
+    if not from_probe:
+        return outcome
+    note = "; ".join(filter(None, [outcome.chosen["note"], "untrained, so from a new head"]))
+    return replace(outcome, chosen=outcome.chosen | {"note": note})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import zipfile
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -128,6 +129,8 @@ def _tuned_on_val(
     if outcome.val_scores is None or not len(outcome.val_scores):
         return {}
     val = bench.labels("val")
+    if val.ndim == 1 and len(np.unique(val)) < 2:
+        return {}  # of one class: the best temperature would be none
     temperature = fit_temperature(val, outcome.val_scores)
     calibrated = with_temperature(outcome.scores, temperature, bench.task.multilabel)
     row["chosen_on_val"] = row["chosen_on_val"] | {"temperature_of_calibration": temperature}
@@ -135,7 +138,7 @@ def _tuned_on_val(
         threshold = best_threshold(val, outcome.val_scores)
         said = outcome.scores[:, 1] >= threshold
         rates = {"sensitivity": said[targets == 1], "specificity": ~said[targets == 0]}
-        row["operating_point"] = {"threshold": threshold} | {
+        row["operating_point"] = {"threshold": threshold, "positive": bench.task.classes[1]} | {
             name: float(hits.mean()) if len(hits) else math.nan for name, hits in rates.items()
         }
     return {"ece_calibrated": resample({"": METRICS["ece"]}, targets, calibrated, **drawn)[""]}
@@ -185,12 +188,12 @@ class Store:
     def get(self, key: str) -> Row | None:
         """A row made earlier, or None."""
         path = self.folder / "rows" / f"{key}.json"
-        if not path.is_file() or not (self.folder / PREDICTIONS / f"{key}.npz").is_file():
-            return None
         try:
-            return _read(json.loads(path.read_text()))
-        except (ValueError, KeyError, TypeError):
-            return None  # not ours, or damaged: it is made again
+            with zipfile.ZipFile(self.folder / PREDICTIONS / f"{key}.npz") as predictions:
+                whole = predictions.testzip() is None
+            return _read(json.loads(path.read_text())) if whole else None
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            return None  # not there, not ours, or damaged: it is made again
 
     def put(self, row: Row, arrays: dict[str, np.ndarray]) -> None:
         with replacing(self.folder / PREDICTIONS / f"{row['key']}.npz") as path, path.open("wb") as file:

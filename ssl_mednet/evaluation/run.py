@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 import platform
 import shlex
@@ -25,7 +26,7 @@ from ssl_mednet.data.labelled import LabelledSet, open_labelled, task_names
 from ssl_mednet.errors import ArtifactError, DataError, RecipeError, UserError
 from ssl_mednet.evaluation.bench import PROTOCOLS, Bench, Job, find_device
 from ssl_mednet.evaluation.finetune import DivergedError
-from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
+from ssl_mednet.evaluation.gallery import forget_pictures, map_features, worst_mistakes, write_thumbnails
 from ssl_mednet.evaluation.leaks import count_copies
 from ssl_mednet.evaluation.names import short_names
 from ssl_mednet.evaluation.results import COMPARISONS, RESULTS, Row, Store, compare, make_row, row_key
@@ -37,6 +38,7 @@ from ssl_mednet.progress import Progress, warn
 
 RUN = "run.json"
 MAJORITY = "majority"
+_REPORTS = tuple(f"report.{kind}" for kind in ("html", "md", "csv", "tex"))  # are of the results
 _PACKAGES = ("torch", "timm", "kornia", "faiss-cpu", "scikit-learn", "numpy")
 log = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ def evaluate(
     told = channels_of(names) if plan.channels == "auto" else plan.channels
     store = Store(folder)
     command = _command(names, suite, data, plan, overrides or [])
+    before = _rows_of(folder)
     rows: list[Row] = []
     comparisons: list[dict[str, Any]] = []
     failed: dict[str, UserError] = {}
@@ -111,12 +114,23 @@ def evaluate(
         _write(folder, rows, comparisons, session(command, plan, began))
     if not rows:
         raise next(iter(failed.values()))
+    if lost := before - _rows_of(folder):
+        told = ", ".join(sorted(f"{name} on {task}" for name, task in lost if name != f"baseline:{MAJORITY}"))
+        warn(f"{folder / RESULTS} held {told} too; name all in one call to have them together, nothing is made again")
     return Results(rows, folder / RESULTS, comparisons, {k: _reason(k, e) for k, e in failed.items()})
+
+
+def _rows_of(folder: Path) -> set[tuple[str, str]]:
+    """Weights and sets that the results in a folder are of."""
+    try:
+        return {(row["weights"], row["task"]) for row in json.loads((folder / RESULTS).read_text())}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _write(folder: Path, rows: list[Row], comparisons: list[dict[str, Any]], how: dict[str, Any]) -> None:
     """What there is so far, and how it was made; where that ends half-way, no verdict on earlier rows is left."""
-    for name in (COMPARISONS, RUN):
+    for name in (COMPARISONS, RUN, *_REPORTS):
         (folder / name).unlink(missing_ok=True)
     write_json(folder / RESULTS, rows, nan=False)
     write_json(folder / COMPARISONS, comparisons, nan=False)
@@ -171,9 +185,16 @@ def _evaluate_set(
     ]
     shown: list[np.ndarray] = []
     short = short_names(names)
+    if not plan.gallery:
+        forget_pictures(task, store.folder)
+    for shots in _too_many(plan, task):
+        warn(f"{task.name}: {shots} labels a class: no class has as many, so all training images are used")
     for weights in loaded:
         if not quiet:
             print(f"{task.name}: {short[weights.name]}", file=sys.stderr)
+        for name in plan.protocols:
+            if why := _cannot(name, weights, task):
+                warn(f"{task.name}: no {name}: {why}")
         bench = Bench(weights, task, plan, device, quiet, copies)
         own = _run_jobs(bench, list(_jobs(plan, weights, task)), store, failed)
         for seed in plan.seeds[1:] if weights.random else ():
@@ -186,20 +207,38 @@ def _evaluate_set(
             shown.append(ids)
             own = [row | {"gallery": path.relative_to(store.folder).as_posix()} for row in own]
         rows += own
+    if len(rows) == 1 and not any(key.startswith(f"{task.source}: ") for key in failed):
+        raise DataError(f"{task.source}: none of the protocols can be done with these weights on it")
     if plan.gallery:
         shown += [worst_mistakes(row, store.folder) for row in rows]
         write_thumbnails(task, store.folder, np.unique(np.concatenate(shown)))
     return rows
 
 
+def _cannot(name: str, weights: Weights, task: LabelledSet) -> str:
+    """Why a protocol gives no row, if it does not."""
+    protocol = PROTOCOLS.get(name)
+    if not protocol.frozen and not weights.trainable:
+        return f"{weights.name} has nothing to fine-tune"
+    if protocol.counts == "shots" and task.multilabel:
+        return "labels a class cannot be counted where an image has several"
+    return ""
+
+
+def _too_many(plan: Suite, task: LabelledSet) -> list[int]:
+    """Labels a class that are asked for and that no class has."""
+    if task.multilabel or not any(PROTOCOLS.get(name).counts == "shots" for name in plan.protocols):
+        return []
+    most = np.bincount(task.labels[task.splits["train"]]).max()
+    return [shots for shots in sorted(plan.shots) if shots > most]
+
+
 def _jobs(plan: Suite, weights: Weights, task: LabelledSet, seed: int | None = None) -> Iterator[Job]:
     """The rows that a backbone gets: protocols by amount of labels; what is random also by seed."""
     for name in plan.protocols:
         protocol = PROTOCOLS.get(name)
-        if not protocol.frozen and not weights.trainable:
-            continue  # a histogram has nothing to fine-tune
-        if protocol.counts == "shots" and task.multilabel:
-            continue  # labels a class cannot be counted where an image has several
+        if name == MAJORITY or _cannot(name, weights, task):
+            continue
         amounts: list[tuple[float | None, int | None]] = [(1.0, None)]
         if protocol.counts == "labels":
             amounts = [(share, None) for share in sorted(plan.labels)]

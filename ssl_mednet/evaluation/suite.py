@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ssl_mednet.backbones.optim import check_optimizer
+from ssl_mednet.data.labelled import stem
 from ssl_mednet.errors import RecipeError
 from ssl_mednet.evaluation.finetune import FinetuneSection
 from ssl_mednet.probe import DEFAULT_KS, DEFAULT_STRENGTHS
@@ -23,7 +24,9 @@ class SetSection(Section):
     channels: Literal["gray", "color", "auto"] = Field("auto", description="auto: those of the suite")
     convert: bool = Field(False, description="turn images of the other kind (gray, color) into this one")
     modality: str = Field("", description="of images that do not say their own")
-    ordinal: bool = Field(False, description="classes have an order, so that quadratic kappa says something")
+    ordinal: bool | list[str] = Field(
+        False, description="classes have an order, so that quadratic kappa says something: true for numbers, else names"
+    )
 
 
 class Suite(Section):
@@ -45,11 +48,15 @@ class Suite(Section):
         [0], min_length=1, description="of untrained nets and of fine-tuning, which takes a draw of few labels for each"
     )
     corrupted: int = Field(500, ge=1, description="test images, as many of each class, that robustness is tried on")
-    image_size: int | None = Field(None, ge=16, description="for untrained nets alone; weights know their own")
+    image_size: int | None = Field(
+        None,
+        ge=16,
+        description="of random: and imagenet: without @SIZE; else that of the first run named",
+    )
     convert: bool = Field(False, description="turn images of the other kind (gray, color) into that of the weights")
     store_size: int = Field(256, ge=16, description="longest side kept in the cache, pixels; what a net sees at least")
     knn_k: list[Positive] = Field(list(DEFAULT_KS), min_length=1, description="chosen among on the validation split")
-    temperature: float = Field(0.07, gt=0, description="of the kNN votes and of the nearest centroid")
+    temperature: float = Field(0.07, ge=1e-3, description="of the kNN votes and of the nearest centroid")
     strengths: list[Annotated[float, Field(gt=0)]] = Field(
         list(DEFAULT_STRENGTHS), min_length=1, description="of the linear probe; chosen among on the validation split"
     )
@@ -58,6 +65,11 @@ class Suite(Section):
     seed: int = Field(0, ge=0, description="of the bootstrap and of the draws of labels")
     gallery: int = Field(400, ge=0, description="test images on the map of the report; 0: no gallery")
     device: str = "auto"
+
+    @field_validator("baselines", "protocols", "labels", "shots", "seeds")
+    @classmethod
+    def _once(cls, values: list[Any]) -> list[Any]:
+        return list(dict.fromkeys(values))
 
 
 def load_suite(
@@ -75,7 +87,7 @@ def load_suite(
     else:
         assert data is not None
         sources = [str(data)] if isinstance(data, str | Path) else [str(d) for d in data]
-        name = "_".join(Path(s.partition("?")[0]).name.split(".")[0].replace(":", "_") for s in sources)[:80]
+        name = "_".join(stem(source).replace(":", "_") for source in sources)[:80]
         where, content = read_yaml({"name": name, "sets": [{"source": s} for s in sources]}, "eval", overrides)
         where = "evaluation"
     plan = parse(Suite, content, where)

@@ -20,7 +20,7 @@ from ssl_mednet.errors import ArtifactError, RecipeError, did_you_mean
 from ssl_mednet.evaluation.baselines import BASELINES, RepeatChannels
 from ssl_mednet.imaging.modality import CHANNEL_COUNT
 
-DEFAULT_SIZE = 64
+DEFAULT_SIZE, SMALLEST = 64, 16
 _NEUTRAL = (0.5, 0.25)  # mean and deviation for untrained nets, which have no data of their own
 _SPEC = re.compile(r"(?P<kind>random|imagenet|baseline):(?P<name>[^@]*)(?:@(?P<size>\d+))?")
 
@@ -72,7 +72,7 @@ def load_weights(specs: list[str], channels: str, image_size: int | None, seed: 
 
     Args:
         channels: of the images to be seen; weights for others are refused.
-        image_size: where neither ``@SIZE`` nor an artifact says it; 64 when None.
+        image_size: of those without ``@SIZE`` that are no artifacts; when None that of the first artifact, or 64.
 
     Raises:
         ArtifactError: weights that are not there, or made for images of other channels.
@@ -81,19 +81,21 @@ def load_weights(specs: list[str], channels: str, image_size: int | None, seed: 
     artifacts = [s for s in specs if not _special(s)]
     configs = [read_config(find_artifact(s)) for s in artifacts]
     seen = configs[0]["ssl_mednet"]["preprocessing"] if configs else {}
-    size = int(seen.get("image_size", image_size or DEFAULT_SIZE))
+    size = int(image_size or seen.get("image_size") or DEFAULT_SIZE)
     for spec in specs:
         match = _SPEC.fullmatch(spec)
         if match is None:
             yield _trained(spec, channels)
             continue
         kind, name, own = match["kind"], match["name"], int(match["size"] or size)
+        if match["size"] and kind != "baseline" and own < SMALLEST:
+            raise RecipeError(f"--weights {spec}: no net sees images of {own} pixels", f"@{SMALLEST} or more")
         if kind == "baseline":
             yield _baseline(spec, name, channels, int(match["size"] or 0))
         elif kind == "imagenet":
             yield _imagenet(spec, name, channels, own)
         else:
-            yield _untrained(spec, name, configs, channels, int(match["size"] or 0) or size, seed)
+            yield _untrained(spec, name, configs, channels, own, seed)
 
 
 def channels_of(specs: list[str]) -> str:

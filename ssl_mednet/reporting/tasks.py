@@ -156,7 +156,7 @@ class Task:
             said.append(f"of the test images {exact} are among the training images too and {near} nearly so")
         if row.skipped:
             were = "was" if row.skipped == 1 else "were"
-            said.append(f"{words.count(row.skipped, 'file')} could not be read and {were} left out")
+            said.append(f"{words.count(row.skipped, 'file')} could not be used and {were} left out")
         return "; ".join(said)
 
     @property

@@ -123,5 +123,21 @@ def test_images_without_a_label_and_classes_without_training_images_are_told(tmp
     assert task.remarks == [
         "2 images have no label and are left out",
         "no train image of c, so that no net will ever say it",
+        "no val image of c, d, so that nothing is chosen for it",
         "no test image of d, so that the figures say nothing of it",
+        "c: fewer than 5 test images, of which intervals say little",
     ]
+    capitals = labelled(tmp_path / "capitals", [(("a", "b", "B")[i % 3], "", "") for i in range(90)])
+    assert capitals.remarks == ["B, b: classes that differ in capitals alone"]
+
+
+def test_images_that_the_table_does_not_name_are_told(tmp_path: Path) -> None:
+    rows = [("ab"[i % 2], ("train", "val", "test")[i % 3], "") for i in range(60)]
+    labelled(tmp_path, rows)
+    for name in ("mask.npy", "z/more.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / name, np.zeros((8, 8), np.uint8))
+    task = open_labelled(tmp_path, GRAY, quiet=True)
+    assert len(task.corpus) == 60
+    assert "2 files could not be used" in task.left_out
+    assert "mask.npy: labels.csv does not name it" in task.left_out

@@ -280,7 +280,9 @@ def test_a_table_of_labels_goes_with_series(tmp_path: Path) -> None:
     files = {f"{i}.dcm": ct_slice(h, [0, 0, h]) for i, h in enumerate((3, 1, 2))}
     table = "path,label,split\n0.dcm,high,train\n1.dcm,low,test\n"
     items = list(open_source(folder(tmp_path / "set", files | {"labels.csv": table.encode()})).items())
-    assert [(i.label, i.split, i.index) for i in items] == [("low", "test", 0), ("high", "train", 1)]
+    assert [(i.label, i.split, i.index) for i in items[:2]] == [("low", "test", 0), ("high", "train", 1)]
+    (unnamed,) = items[2:]
+    assert "labels.csv does not name it" in str(unnamed.content)
 
 
 def enhanced(heights: list[float], slopes: list[float]) -> bytes:

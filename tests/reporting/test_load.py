@@ -57,7 +57,7 @@ def test_captions_tell_groups_and_splits(results: Path) -> None:
     brain, skin, _ = sort_into_tasks(load_study([results]))
     assert "no groups" in brain.caption
     assert "val split made here" in brain.caption
-    assert "3 files could not be read" in brain.caption
+    assert "3 files could not be used" in brain.caption
     assert "150 test images" in brain.caption
     assert "no groups" not in skin.caption
     assert "by group" in skin.caption

@@ -66,6 +66,9 @@ class TreeSource(Source):
             if name not in said:
                 reason = "labels.csv names it, but there is no such file"
                 yield Item(self._full(name), UnreadableImage(self._full(name), reason))
+        for name in names:
+            if name not in said:
+                yield Item(self._full(name), UnreadableImage(self._full(name), "labels.csv does not name it"))
         yield from self._passed_over()
 
     def _every(self, names: list[str]) -> Iterator[Item]:
