@@ -36,12 +36,7 @@ SETS = {
     "pbc_blood": "color-mednet-tiny",
     "ham10000_derm": "color-mednet-tiny",
 }
-WAYS: dict[str, tuple[str, list[str]]] = {
-    "frozen": ("linear", []),
-    "fine-tuned": ("linear_then_finetune", []),
-    "fine-tuned, batch statistics, 3e-3": ("linear_then_finetune", ["finetune.statistics=batch"]),
-    "fine-tuned, batch statistics, 3e-4": ("linear_then_finetune", ["finetune.statistics=batch", "finetune.lr=3e-4"]),
-}
+WAYS = {"frozen": "linear", "fine-tuned": "linear_then_finetune"}
 
 
 def draw(source: Path, shots: int, seed: int, out: Path, tested: str = "val") -> None:
@@ -68,13 +63,12 @@ def source(name: str) -> Path:
 
 
 def run(name: str, shots: int, seed: int, way: str) -> dict[str, Any]:
-    protocol, overrides = WAYS[way]
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / f"{name}.zip"
         draw(source(name), shots, seed, data)
-        said = [*overrides, "gallery=0", "resamples=100"]
-        made = finetune(SETS[name], data, Path(folder) / "model", protocol, overrides=said, quiet=True)
+        said = ["gallery=0", "resamples=100"]
+        made = finetune(SETS[name], data, Path(folder) / "model", WAYS[way], overrides=said, quiet=True)
     metrics = {key: made.row["metrics"][key]["value"] for key in ("auroc", "balanced_accuracy", "ece_calibrated")}
     seconds = round(time.perf_counter() - began, 1)
     return {
