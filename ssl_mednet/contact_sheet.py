@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,7 @@ def preview(
     check_file(path)
     said = list(overrides or [])
     if data is not None:
-        said.append(f"data.source='{data}'")
+        said.append(f"data.source={json.dumps(str(data))}")
     plan = load_recipe(recipe, said)
     corpus = recipe_corpus(plan, quiet)
     sheets = make_sheets(plan, corpus, images, step)
@@ -93,7 +94,7 @@ def make_sheets(recipe: Any, corpus: Corpus, images: int, step: int) -> list[She
     channels = 1 if corpus.channels == "gray" else 3
     maker = build_views(recipe, method.views, (0.0,) * channels, (1.0,) * channels)
     candidates = recipe_rows(recipe, corpus)
-    codes = corpus.batch(candidates[: 64 * images]).modality.numpy()
+    codes = corpus.modality[candidates]
     rows = np.concatenate([candidates[np.flatnonzero(codes == code)[:images]] for code in np.unique(codes)])
     batch = corpus.batch(rows)
     originals = resize(batch, recipe.data.image_size)

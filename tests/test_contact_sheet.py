@@ -16,6 +16,7 @@ from ssl_mednet import preview
 from ssl_mednet.contact_sheet import SHOWN, make_sheets
 from ssl_mednet.draws import Draws
 from ssl_mednet.errors import UserError
+from ssl_mednet.ingesting.run import ingest
 from ssl_mednet.pretraining.build import build_module, recipe_corpus
 from ssl_mednet.recipe import load_recipe
 
@@ -39,6 +40,20 @@ def test_the_views_are_those_of_training_and_the_last_step_is_the_view(channels:
         assert "crop" in [step.name for step in sheet.steps]
         assert torch.equal(sheet.steps[-1].picture, sheet.views[0])
     assert {sheet.policy for sheet in sheets} == {sheet.modality for sheet in sheets}
+
+
+def test_every_modality_is_shown_wherever_its_images_lie(tmp_path: Path) -> None:
+    source = tmp_path / "o'brien"
+    source.mkdir()
+    for i in range(80):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32), np.uint8)).save(source / f"{i:02}.png")
+    lines = [f"{i:02}.png,{'xray' if i < 70 else 'mri'}" for i in range(80)]
+    (source / "labels.csv").write_text("\n".join(["path,modality,label", *(f"{line},a" for line in lines)]))
+    corpus = ingest(source, tmp_path / "corpus", workers=1, quiet=True, modality="")
+    for data in (corpus.folder, source):
+        page = preview("simclr_gray.yaml", data, tmp_path / "p.html", images=1, overrides=SMALL).read_text()
+        assert "<h2>" in page
+        assert data is source or {"xray", "mri"} <= set(re.findall(r"<h2>([a-z]+)", page))
 
 
 def test_a_page_stands_on_its_own_and_names_what_was_drawn(tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ def audit(
     """Which images of evaluation sets are in a corpus, exact and near.
 
     Exact means equal pixels; near means a perceptual hash within ten bits, confirmed on the pixels (see
-    :mod:`ssl_mednet.auditing.alike`). Pictures without contrast are no evidence and are not reported. What is found is
+    :mod:`ssl_mednet.auditing.alike`). Pictures without contrast are no evidence and are not reported, and copies that
+    are mirrored, turned by more than a few degrees, inverted, framed or written on are not found. What is found is
     kept in the cache, keyed by the fingerprints of corpus and set.
 
     Args:
@@ -136,7 +137,8 @@ def audit(
     failed: dict[str, UserError] = {}
     for section, plan in _sets(against):
         try:
-            task = open_set(section, opened.channels if section.channels == "auto" else section.channels, plan, quiet)
+            kind = opened.channels if section.channels == "auto" else section.channels
+            task = open_set(section, kind, plan, quiet, audited=True)
         except DataError as error:
             failed[section.source] = error
             continue

@@ -138,7 +138,8 @@ def _modality(corpus: Corpus, rows: np.ndarray, size: np.ndarray, bits: np.ndarr
         # Every image weighs the same, whatever its size.
         counted, _ = np.histogram(image[:, :rows_of, :columns_of], bins=BINS, range=(0, 1))
         histogram += counted / counted.sum()
-    pictures = (resize(batch, SIDE)[:: max(1, len(sample) // SHOWN)][:SHOWN] * 255).round().byte().numpy()
+    shown = np.linspace(0, len(sample) - 1, min(SHOWN, len(sample))).round().astype(int)
+    pictures = (resize(batch, SIDE)[shown] * 255).round().byte().numpy()
     return ModalityPart(
         name=BY_CODE[int(corpus.modality[rows[0]])].name,
         images=len(rows),

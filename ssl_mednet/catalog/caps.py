@@ -72,7 +72,8 @@ class Caps:
         for name in sorted(files, key=lambda n: draw(self.seed, n)):
             if not left:
                 break
-            holds = files[name] or frames(name)
+            known, most = frames(name), files[name]  # what it holds, and how much of that is taken
+            holds = min(known, most) if known and most else known or most
             if not holds:
                 raise DataError(f"{name}: nothing says how many images it holds, so a limit cannot be kept",
                                 "state per_volume beside limit")  # fmt: skip

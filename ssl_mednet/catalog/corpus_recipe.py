@@ -82,7 +82,8 @@ class CorpusRecipe(_Strict):
     @model_validator(mode="after")
     def _parts_differ(self) -> CorpusRecipe:
         for number, part in enumerate(self.parts):
-            if part in self.parts[:number]:
+            before = self.parts[:number]
+            if part in before or (part.catalog and part.catalog in [other.catalog for other in before]):
                 raise ValueError(f"parts.{number}: {part.catalog or f'idc:{part.idc}'} is listed twice")
         return self
 

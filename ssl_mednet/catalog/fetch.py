@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -124,9 +125,9 @@ def _one(series: Series, folder: Path, seed: int) -> _State:
     """
     wanted = {"seed": seed, "take": series.take}
     done = folder / _DONE
-    if done.is_file():
+    with suppress(OSError, ValueError, TypeError):  # not there, or not ours: what is fetched is looked at again
         state: _State = {"gone": ""} | json.loads(done.read_text())
-        if {k: state[k] for k in wanted} == wanted:
+        if {k: state.get(k) for k in wanted} == wanted and "files" in state:
             return state
     try:
         listed = {o.key: o for o in list_objects(series.url)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssl_mednet.cli.app import Quiet, app
-from ssl_mednet.errors import UserError
+from ssl_mednet.errors import DataError, UserError
 from ssl_mednet.files import check_file
 
 if TYPE_CHECKING:
@@ -208,6 +208,9 @@ def audit(
 ) -> None:
     """List which images of evaluation sets are in a corpus, exact and near.
 
+    Near are other sizes, encodings, brightness and contrast, and turns of a few degrees. Copies that are mirrored,
+    turned further, inverted, framed or written on are not found.
+
     [bold]Example[/bold]
 
     ssl-mednet audit corpora/gray --against gray.yaml brain.zip --out audit.csv
@@ -221,6 +224,8 @@ def audit(
     if out is not None:
         report.write(out)
         print(f"pairs: {out}")
+    if report.failed:
+        raise typer.Exit(DataError.exit_code)
 
 
 @app.command()

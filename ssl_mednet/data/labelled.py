@@ -164,6 +164,26 @@ def open_labelled(
     return LabelledSet(name, corpus, labels, splits, corpus.unit, classes, made, str(source), ordered)
 
 
+def open_audited(source: str | Path, spec: CorpusSpec, quiet: bool = False) -> LabelledSet:
+    """A set whose images are to be found elsewhere: as :func:`open_labelled`, but images need no label.
+
+    Where the source names test images those are the test split, whether or not their labels are known; without labels
+    and splits all images are.
+
+    Raises:
+        DataError: as :func:`open_labelled`, of a set that has labels and names no test images.
+    """
+    corpus = open_corpus(source, spec, quiet)
+    labelled = bool(corpus.classes) and bool((corpus.label >= 0).any())
+    split = corpus.split if labelled or (corpus.split >= 0).any() else np.full(len(corpus), SPLITS.index("test"))
+    if not (split == SPLITS.index("test")).any():
+        return open_labelled(source, spec, quiet)
+    splits = {name: np.flatnonzero(split.clip(min=0) == number) for number, name in enumerate(SPLITS)}
+    return LabelledSet(
+        stem(str(source)), corpus, corpus.label, splits, corpus.unit, corpus.classes, (), str(source), False
+    )
+
+
 def _in_order(source: str | Path, corpus: Corpus, order: bool | Sequence[str]) -> list[str]:
     """The classes of a corpus from the lowest to the highest, as they are given or known to be."""
     hint = f"ordinal: [LOWEST, ..., HIGHEST] of {', '.join(corpus.classes)}"
@@ -202,8 +222,8 @@ def _complete(
     made = []
     for name, share in (("test", TEST_SHARE), ("val", VAL_SHARE)):
         number = SPLITS.index(name)
-        if not (usable & (assigned == number)).any():
-            train = np.flatnonzero(usable & (assigned == 0))
+        train = np.flatnonzero(usable & (assigned == 0))
+        if len(train) and not (usable & (assigned == number)).any():
             assigned[_held_out(train, labels, groups, share, name)] = number
             made.append(name)
     return assigned, tuple(made)

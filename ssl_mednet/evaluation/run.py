@@ -22,7 +22,7 @@ from torch import nn
 from ssl_mednet import __version__
 from ssl_mednet.backbones.artifact import Preprocessing
 from ssl_mednet.data.corpus import CorpusSpec
-from ssl_mednet.data.labelled import LabelledSet, open_labelled, task_names
+from ssl_mednet.data.labelled import LabelledSet, open_audited, open_labelled, task_names
 from ssl_mednet.errors import ArtifactError, DataError, RecipeError, UserError
 from ssl_mednet.evaluation.bench import PROTOCOLS, Bench, Job, find_device
 from ssl_mednet.evaluation.finetune import DivergedError
@@ -115,7 +115,7 @@ def evaluate(
     if not rows:
         raise next(iter(failed.values()))
     if lost := before - _rows_of(folder):
-        told = ", ".join(sorted(f"{name} on {task}" for name, task in lost if name != f"baseline:{MAJORITY}"))
+        told = ", ".join(sorted(f"{name} on {task}" for name, task in lost))
         warn(f"{folder / RESULTS} held {told} too; name all in one call to have them together, nothing is made again")
     return Results(rows, folder / RESULTS, comparisons, {k: _reason(k, e) for k, e in failed.items()})
 
@@ -123,7 +123,8 @@ def evaluate(
 def _rows_of(folder: Path) -> set[tuple[str, str]]:
     """Weights and sets that the results in a folder are of."""
     try:
-        return {(row["weights"], row["task"]) for row in json.loads((folder / RESULTS).read_text())}
+        rows = json.loads((folder / RESULTS).read_text())
+        return {(row["weights"], row["task"]) for row in rows if row["protocol"] != MAJORITY}
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 
@@ -153,17 +154,31 @@ def _command(
     return shlex.join(["ssl-mednet", "evaluate", "--weights", *names, *what, *overrides])
 
 
-def open_set(section: SetSection, channels: str, plan: Suite, quiet: bool, seen: int = 0) -> LabelledSet:
-    """A set of a suite, as images of these channels, kept no smaller than the side that nets see, in pixels."""
+def open_set(
+    section: SetSection, channels: str, plan: Suite, quiet: bool, seen: int = 0, *, audited: bool = False
+) -> LabelledSet:
+    """A set of a suite, as images of these channels, kept no smaller than the side that nets see, in pixels.
+
+    Args:
+        audited: its images are only looked for elsewhere, and need no labels.
+    """
     convert = section.convert or plan.convert
     spec = CorpusSpec(channels, max(plan.store_size, seen), modality=section.modality, convert=convert)
     try:
-        task = open_labelled(locate(section.source, plan.root), spec, quiet, ordinal=section.ordinal)
+        source = locate(section.source, plan.root)
+        if audited:
+            task = open_audited(source, spec, quiet)
+        else:
+            task = open_labelled(source, spec, quiet, ordinal=section.ordinal)
     except DataError as error:
         if plan.root and "no such file" in error.message:
             error.hint = "set $SSL_MEDNET_DATA to the folder in which the sets of the suite lie, or say root=FOLDER"
         raise
-    for remark in filter(None, [task.left_out, *task.remarks]):
+    remarks = [] if audited else task.remarks
+    if audited and "test" in task.made:
+        count = f"{len(task.splits['test'])} of its {len(task.corpus)}"
+        remarks = [f"names no test images: {count} count as such, those that evaluate would hold out"]
+    for remark in filter(None, [task.left_out, *remarks]):
         warn(f"{section.source}: {remark}")
     return task
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,45 @@ def test_contamination_is_counted_by_split_and_listed_by_row(make_corpus, tmp_pa
     }
     assert ".png" not in (tmp_path / "out" / "audit.csv").read_text(), "names of files may be identifiers"
     assert all(len(line) <= 80 for line in report.lines())
+
+
+def without_labels(source: Path, out: Path, kept: tuple[str, ...]) -> Path:
+    """The set with the pictures of these splits alone, and no label on those of its test split."""
+    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(out, "w") as made:
+        head, *rows = archive.read("labels.csv").decode().splitlines()
+        table = [head]
+        for path, label, split in (row.split(",") for row in rows):
+            if split in kept:
+                made.writestr(path, archive.read(path))
+                table.append(f"{path},{'' if split == 'test' else label},{split}")
+        made.writestr("labels.csv", "\n".join(table))
+    return out
+
+
+@pytest.mark.parametrize("kept", [("train", "val", "test"), ("test",)])
+def test_test_images_are_found_without_their_labels(make_corpus, tmp_path: Path, kept: tuple[str, ...]) -> None:
+    pictures, splits = worlds()
+    whole = write_labelled(tmp_path / "labelled.zip", splits)
+    source = without_labels(whole, tmp_path / "hidden.zip", kept)
+    report = audit(make_corpus(pictures), [source], quiet=True)
+    assert {c.split: (c.images, c.exact, c.near) for c in report.counts}["test"] == (7, 1, 1)
+
+
+def test_a_folder_of_test_images_is_audited_and_made_splits_are_told(
+    make_corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, splits = worlds()
+    corpus = make_corpus(pictures)
+    (tmp_path / "plain").mkdir()
+    for i, image in enumerate(splits["test"]):
+        image.save(tmp_path / "plain" / f"{i}.png")
+    report = audit(corpus, [tmp_path / "plain"], quiet=True)
+    assert {c.split: (c.images, c.exact, c.near) for c in report.counts}["test"] == (7, 1, 1)
+    assert capsys.readouterr().err == ""
+    audit(corpus, [write_labelled(tmp_path / "all.zip", {"": [picture(i, size=128) for i in range(40)]})], quiet=True)
+    assert "names no test images: 8 of its 40 count as such" in capsys.readouterr().err
+    with pytest.raises(DataError, match="no labelled image is left for the train split"):
+        open_labelled(write_labelled(tmp_path / "only.zip", {"test": pictures[:8]}), CorpusSpec("gray", 64), True)
 
 
 def test_a_suite_is_audited_set_by_set_and_says_what_it_could_not_open(make_corpus, tmp_path: Path) -> None:
@@ -197,6 +237,6 @@ def test_folders_of_classes_are_split_before_they_are_trained_and_tested_on(tmp_
     assert run.images == len(task.splits["train"])
     with pytest.raises(DataError, match=r"nowhere\.zip: no such file"):
         pretrain({**RECIPE, "data": section | {"leave_out": ["nowhere.zip"]}}, out=tmp_path / "no", quiet=True)
-    with pytest.raises(DataError, match="has no labels to evaluate on"):
-        pretrain({**RECIPE, "data": section | {"leave_out": [str(folder / "a")]}}, out=tmp_path / "no", quiet=True)
     assert not (tmp_path / "no").exists()
+    half = pretrain({**RECIPE, "data": section | {"leave_out": [str(folder / "a")]}}, out=tmp_path / "b", quiet=True)
+    assert half.images == 20  # images without a label are left out whole

@@ -92,6 +92,14 @@ def test_marks_are_shown_once_they_are_made(corpus: Corpus) -> None:
     assert inspect(corpus).marks == {"exact": 1, "near": 0, "empty": 1, "redundant": 0, "text": 0, "held_out": 0}
 
 
+def test_pictures_are_from_the_whole_of_a_modality(make_corpus) -> None:
+    shades = [Image.new("L", (32, 32), 4 * i) for i in range(64)]
+    (part,) = inspect(make_corpus(shades)).modalities
+    shown = [int(one.mean()) // 4 for one in part.pictures]
+    assert len(shown) == 24
+    assert (shown[0], shown[-1]) == (0, 63)
+
+
 def test_the_verbs_say_it_too(corpus: Corpus, tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["inspect", str(corpus.folder), "--out", str(tmp_path / "page.html")])
     assert shown.exit_code == 0, shown.output
@@ -99,13 +107,14 @@ def test_the_verbs_say_it_too(corpus: Corpus, tmp_path: Path) -> None:
     assert (tmp_path / "page.html").is_file()
     curated = CliRunner().invoke(app, ["curate", str(corpus.folder), "--quiet"])
     assert "good: 14 of 16" in curated.output
-    arguments = ["audit", str(corpus.folder), "--against", str(corpus.folder), "phantoms:gray?n=40", "--quiet"]
+    sets = [str(corpus.folder), "phantoms:gray?n=40", "nowhere.zip"]
+    arguments = ["audit", str(corpus.folder), "--against", *sets, "--quiet"]
     arguments = expand_several([*arguments, "--out", str(tmp_path / "audit.csv")])
-    assert arguments.count("--against") == 2
+    assert arguments.count("--against") == 3
     audited = CliRunner().invoke(app, arguments)
-    assert audited.exit_code == 0, audited.output
+    assert audited.exit_code == 3, audited.output
+    assert "not audited: nowhere.zip: no such file" in audited.output
     assert len(re.findall(r"^phantoms.* (?:train|val|test) ", audited.output, re.MULTILINE)) == 3
-    assert re.search(r"not audited: .*groups .* are in both", audited.output), "the planted patient"
     assert (tmp_path / "audit.csv").read_text().startswith("dataset,split,row,corpus_row,kind,distance")
     with pytest.raises(DataError, match="no corpus"):
         inspect(tmp_path)

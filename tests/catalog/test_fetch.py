@@ -85,6 +85,14 @@ def test_a_complete_series_is_not_asked_for_again(bucket: Bucket, tmp_path: Path
     assert bucket.asked == []
 
 
+@pytest.mark.parametrize("mark", ["", "{}", "[]", '{"seed": 0, "take": 3}'])
+def test_a_mark_that_says_nothing_is_no_mark(bucket: Bucket, tmp_path: Path, mark: str) -> None:
+    chosen = [series(bucket.series("aa", 3), 3)]
+    fetch_series(chosen, tmp_path, 0, quiet=True)
+    (tmp_path / "aa" / ".complete").write_text(mark)
+    assert fetch_series(chosen, tmp_path, 0, quiet=True).files == 3
+
+
 def test_a_connection_that_was_cut_goes_on_where_it_was(bucket: Bucket, tmp_path: Path) -> None:
     url = bucket.series("aa", 2, size=3_000_000)
     bucket.cut = {"aa/0000.dcm": 2_000_000}

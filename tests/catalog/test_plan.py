@@ -168,6 +168,7 @@ def test_caps_take_at_most_what_is_there(name: str, part: dict, images: int) -> 
         ("name: small", "name: &x {a: *x}", "an alias"),
         ("parts:", "parts: [{catalog: busi}]\nparts:", "duplicate key parts"),
         ("{catalog: mura}", "{catalog: kermany_cxr}", "parts.1: kermany_cxr is listed twice"),
+        ("{catalog: mura}", "{catalog: kermany_cxr, limit: 9}", "parts.1: kermany_cxr is listed twice"),
         ("size: 100", "size: 0", "store.size"),
     ],
 )

@@ -123,6 +123,15 @@ def test_a_series_is_one_however_it_is_spread_over_folders(where: str, pack: Pac
     assert not source.remarks
 
 
+def test_a_limit_counts_what_files_hold_and_not_what_they_may_give() -> None:
+    stacks = [series.Stack([f"{i}.nii"]) for i in range(20)]
+    taken = Caps(per_volume=10, limit=45).take(stacks, lambda name: "", lambda name: 3)
+    assert (len(taken), sum(taken.values())) == (15, 45)
+    taken = Caps(per_volume=2, limit=9).take(stacks, lambda name: "", lambda name: 3)
+    assert (len(taken), sum(taken.values())) == (5, 9)
+    assert sum(Caps(per_volume=10, limit=45).take(stacks, lambda name: "", lambda name: None).values()) == 45
+
+
 @pytest.mark.parametrize(("caps", "heights"), [(Caps(per_volume=5), [-10, 10, 30, 50, 70]), (Caps(limit=4), None)])
 @pytest.mark.parametrize("where", SPREAD)
 def test_caps_count_a_series_once(where: str, caps: Caps, heights: list[int] | None, tmp_path: Path) -> None:
