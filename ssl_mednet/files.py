@@ -30,6 +30,14 @@ def write_errors(path: Path, hint: str = ANOTHER) -> Iterator[None]:
         raise WriteError(f"{path}: cannot be written ({error.strerror or error})", hint) from error
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with ``~`` as the home folder, but where nobody has such a home: then it is the name of a file."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def try_writing(folder: Path) -> None:
     """Make something in a folder, or in the nearest one above it that is there, and take it away again.
 

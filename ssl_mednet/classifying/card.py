@@ -39,7 +39,14 @@ def model_readme(name: str, about: dict[str, Any]) -> str:
         notes.append("The temperature did not help on these images: calibration error is higher with it.")
     exact, near = (about.get("copies", {}).get(kind, 0) for kind in ("exact", "near"))
     if exact + near:
-        notes.append(f"Of the test images {exact} are training images too and {near} nearly so: the figures flatter.")
+        whose = "in another fold" if about["measured_on"] == "cross-validation" else "among the training images"
+        notes.append(
+            f"Of these images {exact} have an equal and {near} a nearly equal one {whose}: the figures flatter."
+        )
+    notes.append(
+        "`results/` and `report.html` hold small pictures of images it was built on, which `predict` does not need: "
+        "delete both before you pass the model on."
+    )
     return f"""---
 library_name: ssl-mednet
 tags: [medical-imaging, image-classification, {about["channels"]}]

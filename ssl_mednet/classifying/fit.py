@@ -18,13 +18,13 @@ from ssl_mednet.classifying.card import model_readme
 from ssl_mednet.classifying.folds import cross_validate
 from ssl_mednet.classifying.model import BACKBONE, REFERENCE, RESULTS, check_room, whole_folder, write_head
 from ssl_mednet.classifying.unlike import Unlike
-from ssl_mednet.data.labelled import kept_together
+from ssl_mednet.data.labelled import LabelledSet, kept_together
 from ssl_mednet.errors import DataError, RecipeError, did_you_mean
 from ssl_mednet.evaluation.bench import Bench, Job, Outcome, find_device
 from ssl_mednet.evaluation.classifier import Classifier, build_classifier
 from ssl_mednet.evaluation.finetune import finetune as train
 from ssl_mednet.evaluation.gallery import map_features, worst_mistakes, write_thumbnails
-from ssl_mednet.evaluation.leaks import count_copies
+from ssl_mednet.evaluation.leaks import count_copies, count_parted
 from ssl_mednet.evaluation.protocols import full_probe
 from ssl_mednet.evaluation.results import COMPARISONS, Row, Store, make_row, row_key
 from ssl_mednet.evaluation.results import RESULTS as ROWS
@@ -117,7 +117,9 @@ def finetune(
     options = {"weights": weights, "data": data, "out": out, "protocol": protocol}
     command = command_of(options | {"channels": channels, "modality": modality}, convert, overrides or ())
     folds = protocol == LINEAR and "val" in task.made and labelled < FEW
-    if missing := task.without("train"):
+    parts = _folded(task) if folds else ("train",)
+    used = replace(task, splits={"train": np.concatenate([task.splits[part] for part in parts])})
+    if missing := used.without("train"):
         hint = "images of it among those to train on, or leave it out of the set"
         raise DataError(f"{data}: no train image of {', '.join(missing)}, which the classifier would never say", hint)
     fit = _by_folds(bench) if folds else _by_val(bench, protocol)
@@ -169,8 +171,7 @@ def _by_folds(bench: Bench) -> Fit:
     """A linear probe on all rows but those of an official test split, tuned by cross-validation."""
     task = bench.task
     tested = "test" not in task.made
-    parts = ("train", "val") if tested else ("train", "val", "test")
-    rows = np.sort(np.concatenate([task.splits[part] for part in parts]))
+    rows = np.sort(np.concatenate([task.splits[part] for part in _folded(task)]))
     splits = {"train": rows, "val": rows, "test": task.splits["test"] if tested else rows}
     bench = replace(bench, task=replace(task, splits=splits, made=()))
     features, labels = bench.features("train"), bench.labels("train")
@@ -186,9 +187,15 @@ def _by_folds(bench: Bench) -> Fit:
         bench.copies = count_copies(bench.task)
         outcome = Outcome(found.probe.predict_proba(bench.features("test")), len(rows), found.scores, chosen=chosen)
     else:
+        bench.copies = count_parted(bench.task, rows, found.fold)
         outcome = Outcome(found.scores, len(rows), chosen=chosen)
     unlike = Unlike.fit(features, labels).tuned(found.distances)
     return Fit(bench, _frozen(bench, found.probe), outcome, found.scores, unlike, note, found.fold)
+
+
+def _folded(task: LabelledSet) -> tuple[str, ...]:
+    """The splits that folds are made of: an official test split is none of them."""
+    return ("train", "val") if "test" not in task.made else ("train", "val", "test")
 
 
 def _frozen(bench: Bench, probe: LinearProbe) -> Classifier:

@@ -112,12 +112,17 @@ def _images(model: Model, source: Source, modality: str, found: Predictions) -> 
                     if number == 0 and not modality:
                         _check_known(item, image, about["modalities"])
                     reason = _mismatch(image, about)
+                    if not reason:
+                        seen = True
+                        try:
+                            fitted = fit(item.name, image, spec)
+                        except UnreadableImage as error:  # of this frame: the next may be another
+                            reason = _of_model(error.reason, about)
+                        else:
+                            yield item.name, fitted
                     if reason and (item.name, reason) not in told:
                         told.add((item.name, reason))
                         found.refused.append((item.name, reason))
-                    if not reason:
-                        seen = True
-                        yield item.name, fit(item.name, image, spec)
             except UnreadableImage as error:
                 found.refused.append((item.name, _of_model(error.reason, about)))
     except (DataError, OSError) as error:

@@ -19,7 +19,7 @@ import torch
 from ssl_mednet.data.schema import FORMAT, HOW, QUARANTINE, RAW, CorpusSpec, decode, is_corpus, read_meta
 from ssl_mednet.data.sources import SPLITS, open_sources
 from ssl_mednet.errors import DataError
-from ssl_mednet.files import check_folder
+from ssl_mednet.files import check_folder, expanded
 from ssl_mednet.imaging.batch import ImageBatch
 from ssl_mednet.imaging.modality import BY_CODE, CHANNEL_COUNT
 
@@ -277,8 +277,8 @@ def open_corpus(source: str | Path, spec: CorpusSpec, quiet: bool = False) -> Co
     Raises:
         DataError: the source does not exist or holds no image that can be used; the message counts and explains.
     """
-    if is_corpus(Path(source).expanduser()):
-        corpus = Corpus(Path(source).expanduser())
+    if is_corpus(expanded(source)):
+        corpus = Corpus(expanded(source))
         if corpus.channels != spec.channels:
             hint = f"data.channels={corpus.channels}, or ingest it with --channels {spec.channels}"
             raise DataError(f"{source}: is a corpus of {corpus.channels} images, {spec.channels} is wanted", hint)

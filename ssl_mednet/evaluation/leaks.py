@@ -31,3 +31,16 @@ def count_copies(task: LabelledSet) -> dict[str, int]:
     counted = {"exact": len(exact), NEAR: len(near - exact)}
     write_json(path, counted)
     return counted
+
+
+def count_parted(task: LabelledSet, rows: np.ndarray, fold: np.ndarray) -> dict[str, int]:
+    """As :func:`count_copies`, of rows that folds ``[N]`` score: those with an image like them in another fold."""
+    if task.source.startswith("phantoms:"):
+        return {"exact": 0, NEAR: 0}
+    home = np.full(len(task.corpus), -1)
+    home[rows] = fold
+    exact, near = (
+        set(pairs.right[home[pairs.left] != home[pairs.right]].tolist())
+        for pairs in copies(task.corpus, task.corpus, rows, rows).values()
+    )
+    return {"exact": len(exact), NEAR: len(near - exact)}

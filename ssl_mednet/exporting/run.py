@@ -19,6 +19,7 @@ from ssl_mednet.classifying.model import BACKBONE, Model, is_model, load_model
 from ssl_mednet.errors import RecipeError, UserError, did_you_mean
 from ssl_mednet.exporting.room import check_room, filled
 from ssl_mednet.exporting.to_onnx import classifier_config, write_onnx
+from ssl_mednet.ingesting.names import told_recipe
 from ssl_mednet.progress import warn
 
 Format = Literal["timm", "onnx", "hf", "zoo"]
@@ -109,9 +110,7 @@ def _described(
     figures = [figure for path in results for figure in _figures(Path(path).expanduser(), ours.get("sha256", ""))]
     ours |= {"figures": figures} if figures else {}
     if "recipe" in ours:
-        data = ours["recipe"].get("data", {})
-        source = {"source": Path(str(data.get("source", ""))).name}
-        ours["recipe"] = ours["recipe"] | {"data": data | source}
+        ours["recipe"] = told_recipe(ours["recipe"])
     return config | {"ssl_mednet": ours}
 
 

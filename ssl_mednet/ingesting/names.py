@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ssl_mednet.data.sources import Source
+from ssl_mednet.files import expanded
 from ssl_mednet.imaging.readers import archive
 
 FILE = "file"
@@ -24,6 +26,20 @@ def name_of(source: Source) -> str:
 def utf8(name: str) -> str:
     """The name of a file or folder as a text that can be stored: bytes that are no UTF-8 become question marks."""
     return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def told_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe as artifacts tell it: the last parts of its paths, as who reads them need not know more."""
+    said = {section: dict(content) if isinstance(content, dict) else content for section, content in recipe.items()}
+    for section, key in (("data", "source"), ("monitor", "probe")):
+        if (content := said.get(section)) and content.get(key):
+            content[key] = told_path(expanded(content[key]))
+    for section, key in (("data", "held_out"), ("backbone", "weights")):  # a suite and a run are named after no patient
+        if (content := said.get(section)) and content.get(key):
+            content[key] = Path(content[key]).name
+    if said.get("data", {}).get("leave_out"):
+        said["data"]["leave_out"] = [told_path(expanded(one)) for one in said["data"]["leave_out"]]
+    return said
 
 
 def told_path(path: Path) -> str:

@@ -119,7 +119,13 @@ def _rows(job: Job, chunk: Chunk, beat: Beat, rejected: list[Rejected]) -> Itera
         beat(number)
         try:
             for image in item.images(spec.modality, told):
-                yield _row(job, origin, item, fit(item.name, image, spec))
+                try:
+                    fitted = fit(item.name, image, spec)
+                except UnreadableImage as error:  # of this frame: the next may be another
+                    row = (item.name, error.reason, reader_of(item))
+                    rejected += [] if row in rejected else [row]
+                else:
+                    yield _row(job, origin, item, fitted)
                 beat(number)
         except UnreadableImage as error:
             rejected.append((item.name, error.reason, reader_of(item)))

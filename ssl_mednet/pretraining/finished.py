@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from ssl_mednet.backbones.whiten import whitened
 from ssl_mednet.catalog.licences import DISCLAIMER, roll_up
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.data.rotten import Replacements
-from ssl_mednet.ingesting.names import told_path
+from ssl_mednet.ingesting.names import told_recipe
 from ssl_mednet.progress import Progress
 from ssl_mednet.schema import Recipe
 
@@ -77,14 +76,13 @@ def provenance(
     """
     licences = Counter(corpus.column("licence").take(rows).to_pylist())
     verdict = roll_up(licences + Counter({} if begin is None else begin.licences))
-    source = told_path(Path(recipe.data.source).expanduser())  # who reads the artifact need not know more
-    said = recipe.model_dump(mode="json")
+    said = told_recipe(recipe.model_dump(mode="json"))
     return {
-        "recipe": said | {"data": said["data"] | {"source": source}},
+        "recipe": said,
         "steps": recipe.train.steps,
         "chosen": chosen,
         "data": {
-            "source": source,
+            "source": said["data"]["source"],
             "images": len(rows),
             "modalities": corpus.modalities(rows),
             "fingerprint": corpus.meta["fingerprint"],

@@ -116,6 +116,25 @@ def test_exact_copies_are_not_parted_by_the_folds(backbone: Path, tmp_path: Path
     assert "by group" not in made.row["note"]
 
 
+def test_near_copies_in_other_folds_are_counted(backbone: Path, tmp_path: Path) -> None:
+    """Labels by chance, each picture five times a little brighter: the folds part them, and the figures flatter."""
+    folder, rng = tmp_path / "set", np.random.default_rng(0)
+    for number in range(24):
+        image, label = xray(number).astype(int), "ab"[rng.integers(2)]
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for more in range(5):
+            Image.fromarray(np.clip(image + more, 0, 255).astype(np.uint8)).save(
+                folder / label / f"{number}_{more}.png"
+            )
+    made = finetune(backbone, folder, tmp_path / "m", "linear", modality="xray", quiet=True)
+    assert made.cross_validated
+    assert made.row["copies"]["exact"] == 0
+    assert made.row["copies"]["near"] > 80
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert f"{made.row['copies']['near']} a nearly equal one in another fold: the figures flatter" in card
+    assert "delete both before you pass the model on" in card
+
+
 def test_the_card_counts_test_images_that_are_copies_of_training_images(backbone: Path, tmp_path: Path) -> None:
     lines = ["path,label,split,modality"]
     for number in range(60):
@@ -127,7 +146,8 @@ def test_the_card_counts_test_images_that_are_copies_of_training_images(backbone
     exact, near = made.row["copies"]["exact"], made.row["copies"]["near"]
     assert exact == 3
     card = (made.folder / "README.md").read_text()
-    assert f"Of the test images 3 are training images too and {near} nearly so" in card
+    said = f"Of these images 3 have an equal and {near} a nearly equal one among the training images"
+    assert said in card
 
 
 def test_the_report_shows_it(fitted: Fitted, tmp_path: Path) -> None:

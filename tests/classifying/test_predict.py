@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 import torch
 from made_files import dicom
 from PIL import Image
@@ -24,6 +25,7 @@ from ssl_mednet.data.labelled import open_labelled
 from ssl_mednet.errors import ArtifactError, UserError
 from ssl_mednet.evaluation.features import extract
 from ssl_mednet.evaluation.weights import load_weights
+from ssl_mednet.ingesting.run import ingest
 
 
 @pytest.fixture
@@ -61,6 +63,20 @@ def test_every_slice_gets_a_row_and_no_file_ends_the_run(fitted: Fitted, files: 
     assert refused["ct.dcm"] == "is ct, the model was made on xray"
     assert refused["color.png"] == "is in color, the model takes gray images"
     assert "0 bytes" in refused["empty.png"]
+
+
+def test_one_frame_in_color_does_not_end_its_file(
+    fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = np.repeat(np.stack([xray(n) for n in range(110, 116)])[..., None], 3, axis=-1)
+    frames[2, :8, :8] = (255, 0, 0)
+    tifffile.imwrite(tmp_path / "~cine.tif", frames, photometric="rgb")
+    monkeypatch.chdir(tmp_path)
+    found = predict(fitted.folder, ["~cine.tif"], quiet=True)
+    assert [row.index for row in found.rows] == [0, 1, 3, 4, 5]
+    assert [reason for _, reason in found.refused] == ["is in color, the model takes gray images"]
+    summary = ingest("~cine.tif", tmp_path / "corpus", workers=1, quiet=True)
+    assert (summary.images, summary.quarantined) == (5, 1)
 
 
 def test_tables_hold_the_name_of_the_file_and_nothing_else_of_it(fitted: Fitted, files: Path, tmp_path: Path) -> None:

@@ -248,6 +248,22 @@ def test_the_card_for_a_hub_shows_how_it_is_loaded_from_there(tmp_path: Path, mo
         torch.testing.assert_close(found["features"], ours(ours.preprocessing(found["images"])))
 
 
+def test_no_path_of_this_machine_is_in_an_export(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "run", "test_resnet")
+    config = json.loads((folder / "config.json").read_text())
+    config["ssl_mednet"]["recipe"] = {
+        "data": {"source": "/home/jane/a.zip", "leave_out": ["/home/jane/b.zip"], "held_out": "/home/jane/s.yaml"},
+        "backbone": {"weights": "/home/jane/base"},
+        "monitor": {"probe": "/home/jane/c.zip"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    out = export(folder, "hf", tmp_path / "hf")
+    said = json.loads((out / "config.json").read_text())["ssl_mednet"]["recipe"]
+    assert said["data"] == {"source": "a.zip", "leave_out": ["b.zip"], "held_out": "s.yaml"}
+    assert (said["backbone"]["weights"], said["monitor"]["probe"]) == ("base", "c.zip")
+    assert "jane" not in "".join(path.read_text() for path in out.glob("*.[jm][sd]*"))
+
+
 def test_the_licence_is_what_the_images_ask_for_unless_it_is_said(tmp_path: Path) -> None:
     folder = export(artifact(tmp_path / "backbone", "test_resnet"), "hf", tmp_path / "hf")
     assert "license: cc-by-4.0\n" in (folder / "README.md").read_text()

@@ -14,6 +14,7 @@ from ssl_mednet.data.sources.mixed import MixedSource
 from ssl_mednet.data.sources.phantom import PHANTOM_LABELS, PhantomSource
 from ssl_mednet.data.sources.tree import TreeSource
 from ssl_mednet.errors import DataError, UnreadableImage, did_you_mean
+from ssl_mednet.files import expanded
 from ssl_mednet.imaging.readers import archive, is_image_name, passed_over
 
 __all__ = [
@@ -49,7 +50,7 @@ def open_source(spec: str | Path) -> Source:
         from ssl_mednet.data.medmnist import MedMnistSource  # it stands on this module
 
         return MedMnistSource(text)
-    path = Path(text).expanduser()
+    path = expanded(text)
     if not path.exists():
         hint = did_you_mean(text, ("phantoms:gray", "phantoms:color")) if "phantom" in text else ""
         known = "give a folder, an archive, a Parquet file, an npz, phantoms:gray or medmnist:NAME"
@@ -76,7 +77,7 @@ def open_sources(spec: str | Path) -> list[Source]:
     Raises:
         DataError: as :func:`open_source`; or nothing has such a name.
     """
-    text = str(Path(spec).expanduser()) if not re.match(r"\w+:", str(spec)) else str(spec)
+    text = str(expanded(spec)) if not re.match(r"\w+:", str(spec)) else str(spec)
     if Path(text).exists() or re.match(r"\w+:", text) or not any(sign in text for sign in "*?["):
         return [open_source(spec)]
     found = [Path(name) for name in sorted(glob(text, recursive=True))]  # noqa: PTH207

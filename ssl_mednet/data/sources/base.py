@@ -15,6 +15,7 @@ import numpy as np
 
 from ssl_mednet.data.written import is_written
 from ssl_mednet.errors import DataError, UnreadableImage, did_you_mean
+from ssl_mednet.files import expanded
 from ssl_mednet.imaging import phantoms
 from ssl_mednet.imaging.image import MedicalImage
 from ssl_mednet.imaging.readers import Content, ReadContext, read
@@ -124,7 +125,7 @@ class Source:
     def __init__(self, spec: str | Path) -> None:
         self.spec = str(spec)
         self.remarks: list[tuple[str, str]] = []
-        self.path = Path(spec).expanduser()
+        self.path = expanded(spec)
 
     def fingerprint(self) -> str:
         raise NotImplementedError
