@@ -44,7 +44,7 @@ def model_readme(name: str, about: dict[str, Any]) -> str:
             f"Of these images {exact} have an equal and {near} a nearly equal one {whose}: the figures flatter."
         )
     notes.append(
-        "`results/` and `report.html` hold small pictures of images it was built on, which `predict` does not need: "
+        "`results/` and `report.html` hold small pictures of the labelled images, which `predict` does not need: "
         "delete both before you pass the model on."
     )
     return f"""---

@@ -300,7 +300,7 @@ def open_corpus(source: str | Path, spec: CorpusSpec, quiet: bool = False) -> Co
 
 def _has_passed(folder: Path) -> bool:
     """Whether a file that a cached corpus lacks could not be opened then and can be now."""
-    if not (folder / QUARANTINE).is_file():
+    if not (folder / QUARANTINE).is_file() or not os.access(folder, os.W_OK):  # a shared cache stays
         return False
     from ssl_mednet.ingesting.again import reasons_gone
     from ssl_mednet.ingesting.run import TIMEOUT
