@@ -65,7 +65,7 @@ def _fewer_labels(rows: list[Row], names: dict[str, str], comparisons: list[dict
     title = "fewer labels: AUROC by labels a class, or by share of all labels"
     drawn = max((r["draws"] for r in rows if "draws" in r), default=0)
     caption = f"mean over {drawn} draws of the labels, the same for all weights" if drawn > 1 else ""
-    if any("draws" not in r for r in rows):
+    if any("history" in r for r in rows):
         caption += f"{'; ' if caption else ''}fine-tuned: one draw of the labels"
     elif not caption:
         caption = "one draw of the labels"

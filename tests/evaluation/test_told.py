@@ -12,6 +12,7 @@ from ssl_mednet import evaluate
 from ssl_mednet.errors import DataError, RecipeError
 from ssl_mednet.evaluation import protocols as protocols_module
 from ssl_mednet.evaluation.run import Results
+from ssl_mednet.evaluation.table import show
 
 TASK = "phantoms:gray?n=100&size=32&label=modality"
 FEW = ["resamples=20", "gallery=0", "draws=2"]
@@ -57,6 +58,8 @@ def test_more_labels_a_class_than_there_are_are_told_and_drawn_once(
     assert few["draws"] == 2
     assert "draws" not in many
     assert many["n_train"] == found.rows[0]["n_train"]
+    show(found.rows, found.comparisons)
+    assert "fine-tuned" not in capsys.readouterr().out
 
 
 def test_what_is_named_twice_is_done_once(tmp_path: Path) -> None:
