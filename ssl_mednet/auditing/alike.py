@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -37,13 +37,61 @@ def confirmed(candidates: Iterator[Pairs], left: Corpus, right: Corpus, threshol
 
     Only what is named is read, a part at a time, so memory does not grow with the corpora.
     """
-    kept = []
+    return Pairs.joined([part.of(_alike(part, left, right, threshold)) for part in candidates])
+
+
+def matched(
+    candidates: Iterator[Pairs], left: Corpus, right: Corpus, among_kept: bool = False, threshold: float = CORRELATION
+) -> np.ndarray:
+    """The rows of ``right`` whose picture is that of one of their candidates, ascending, int64.
+
+    A row that has one is not compared again, so what many rows share costs each of them one comparison, not many.
+
+    Args:
+        candidates: parts in which the pairs of a row of ``right`` stand together.
+        among_kept: of one corpus, in pairs ``left < right`` of ascending parts: a row that has been found is no
+            candidate any more, so that of several copies the first is left, and a copy of what is left out stays.
+    """
+    found = np.zeros(len(right), bool)
     for part in candidates:
-        for start in range(0, len(part), _PAIRS):
-            some = part.of(np.arange(start, min(start + _PAIRS, len(part))))
-            one, two = (_of(c, rows) for c, rows in ((left, some.left), (right, some.right)))
-            kept.append(some.of((similarity(one, two) >= threshold).numpy()))
-    return Pairs.joined(kept)
+        _settle(part, found, among_kept, lambda some: _alike(some, left, right, threshold))
+    return np.flatnonzero(found)
+
+
+def _settle(part: Pairs, found: np.ndarray, among_kept: bool, alike: Callable[[Pairs], np.ndarray]) -> None:
+    """Note in ``found`` the rows of a part that have a match; few of each are looked at first, then twice as many."""
+    looked, same, most = np.zeros(len(part), bool), np.zeros(len(part), bool), 1
+    while True:
+        counts = ~found[part.right] & (same | ~looked)
+        if among_kept:
+            counts &= ~found[part.left]
+        part, looked, same = part.of(counts), looked[counts], same[counts]
+        if not len(part):
+            return
+        certain = same.copy()
+        if among_kept:  # a match that may yet turn out to be a copy itself is waited for
+            open_rows = np.zeros_like(found)
+            open_rows[part.right] = True
+            certain &= ~open_rows[part.left]
+        if certain.any():
+            found[part.right[certain]] = True
+            continue
+        waiting = np.zeros_like(found)
+        waiting[part.right[same]] = True
+        asked = np.flatnonzero(~looked & ~waiting[part.right])
+        asked = asked[part.of(asked).first(most)]
+        looked[asked], same[asked] = True, alike(part.of(asked))
+        most *= 2
+
+
+def _alike(pairs: Pairs, left: Corpus, right: Corpus, threshold: float) -> np.ndarray:
+    """Which pairs have pictures that are alike, mask ``[P]``; a part of them is read at a time."""
+    parts = [np.zeros(0, bool)]
+    for start in range(0, len(pairs), _PAIRS):
+        some = pairs.of(np.arange(start, min(start + _PAIRS, len(pairs))))
+        one, two = (_of(c, rows) for c, rows in ((left, some.left), (right, some.right)))
+        parts.append((similarity(one, two) >= threshold).numpy())
+    return np.concatenate(parts)
 
 
 def similarity(one: Tensor, two: Tensor) -> Tensor:

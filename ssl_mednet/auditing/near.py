@@ -17,7 +17,7 @@ EXACT, NEAR, EMBEDDING = "exact", "near", "embedding"
 # Two hashes with as many ones as zeros differ in an even number of bits. Ten bits hold what JPEG, scaling and
 # brightness do to real images of six modalities, and nine in ten crops of 2 pixels in 96 (eight in ten of 2 in 64).
 RADIUS = 10
-_QUERIES = 4096
+_QUERIES = 512  # of which all that they find is in memory at once: of ten thousand still frames five million pairs
 # Comparing with every hash takes n / 8.5e8 s a query, looking up tables for 10 bits 0.7 ms: they meet near 600,000.
 _FLAT = 600_000
 _TABLES, _TABLE_BITS = 4, 16
@@ -46,6 +46,15 @@ class Pairs:
     def within(self, left: np.ndarray, right: np.ndarray) -> Pairs:
         """The same pairs where rows were positions in ``left`` and ``right``."""
         return Pairs(left[self.left], right[self.right], self.distance)
+
+    def nearest(self, most: int) -> Pairs:
+        """Of each ``right`` the pairs that are nearest."""
+        order = np.lexsort((self.distance, self.right))
+        return self.of(np.sort(order[_rank(self.right[order]) < most]))
+
+    def first(self, most: int) -> np.ndarray:
+        """Which pairs are the first of their ``right``, mask ``[P]``; those of one stand together."""
+        return _rank(self.right) < most
 
     @classmethod
     def joined(cls, parts: list[Pairs]) -> Pairs:
@@ -169,6 +178,13 @@ def _index(hashes: np.ndarray, radius: int) -> Any:
         index.nflip = radius // _TABLES
     index.add(_bytes(hashes))
     return index
+
+
+def _rank(values: np.ndarray) -> np.ndarray:
+    """How many equal values stand before each; equal ones stand together."""
+    starts = np.diff(values, prepend=values[:1] - 1) != 0
+    places = np.arange(len(values))
+    return places - np.maximum.accumulate(np.where(starts, places, 0))
 
 
 def _queries(limits: np.ndarray) -> np.ndarray:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntFlag
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssl_mednet.auditing.alike import confirmed
+from ssl_mednet.auditing.alike import confirmed, matched
 from ssl_mednet.auditing.audit import audit
 from ssl_mednet.auditing.embeddings import Embedder, on_disk
 from ssl_mednet.auditing.near import Pairs, embedding_within, exact_within, near_within
@@ -32,9 +31,6 @@ _RADIUS = 4
 COSINE, _CANDIDATES = 0.9, 8
 _BATCH = 256
 _META = b"fingerprint"
-
-
-Near = Callable[[Corpus, Records, np.ndarray], Iterator[Pairs]]
 
 
 class Mark(IntFlag):
@@ -106,11 +102,10 @@ def curate(
     held_out = _test_images(opened, against, quiet) if against else []  # first, as it may find a set missing
     marks[known.empty] |= np.uint8(Mark.EMPTY)
     marks[exact_within(known.sha256).right] |= np.uint8(Mark.EXACT)
-    marks[_near_copies(opened, known, marks == 0, _by_hash)] |= np.uint8(Mark.NEAR)
+    marks[_copies_by_hash(opened, known, marks == 0, quiet)] |= np.uint8(Mark.NEAR)
     if weights is not None:
         embedder = Embedder(weights, opened.channels, quiet)
-        near = _near_copies(opened, known, marks == 0, partial(_by_embedding, embedder, cosine), _CANDIDATES)
-        marks[near] |= np.uint8(Mark.NEAR)
+        marks[_copies_by_embedding(opened, known, marks == 0, embedder, cosine)] |= np.uint8(Mark.NEAR)
     usable = np.flatnonzero(marks == 0)
     chosen = thin(known.volume[usable], known.index[usable], known.phash[usable], keep_ratio)
     marks[usable[~chosen]] |= np.uint8(Mark.REDUNDANT)
@@ -180,44 +175,41 @@ def _test_images(corpus: Corpus, against: Sequence[str | Path], quiet: bool) -> 
     return sorted({match.corpus_row for match in report.matches if match.split == "test"})
 
 
-def _near_copies(corpus: Corpus, known: Records, usable: np.ndarray, near: Near, most: int | None = None) -> list[int]:
-    """Rows that are near copies of one that stays; of the pairs that ``near`` finds all, or the ``most`` nearest."""
+def _copies_by_hash(corpus: Corpus, known: Records, usable: np.ndarray, quiet: bool) -> np.ndarray:
+    """Rows that are near copies of one that stays."""
     rows = np.flatnonzero(usable & known.clear)
 
     def candidates() -> Iterator[Pairs]:
-        for pairs in near(corpus, known, rows):
-            volumes = known.volume[pairs.left], known.volume[pairs.right]
-            pairs = pairs.of((volumes[0] != volumes[1]) | (volumes[0] < 0))
-            yield pairs if most is None else _nearest(pairs, most)
+        with Progress("looking for near copies", len(rows), "img", quiet) as progress:
+            for part in near_within(known.phash[rows], _RADIUS):
+                yield _across_volumes(part.within(rows, rows), known)
+                progress.advance(int(part.right[-1]) + 1 - progress.done if len(part) else 0)
+            progress.advance(len(rows) - progress.done)
 
+    return matched(candidates(), corpus, corpus, among_kept=True)
+
+
+def _copies_by_embedding(
+    corpus: Corpus, known: Records, usable: np.ndarray, embedder: Embedder, cosine: float
+) -> list[int]:
+    """Rows that are near copies of one that stays, looked for among those whose embeddings are nearest."""
+    rows = np.flatnonzero(usable & known.clear)
+    if len(rows) < 2:
+        return []
+    with on_disk(embedder, corpus, rows) as features:
+        found = (_across_volumes(part.within(rows, rows), known) for part in embedding_within(features, cosine))
+        pairs = confirmed((part.nearest(_CANDIDATES) for part in found), corpus, corpus)
     copies: set[int] = set()
-    pairs = confirmed(candidates(), corpus, corpus)
     for i in np.lexsort((pairs.left, pairs.right)):
         if int(pairs.left[i]) not in copies:
             copies.add(int(pairs.right[i]))
     return sorted(copies)
 
 
-def _by_hash(corpus: Corpus, known: Records, rows: np.ndarray) -> Iterator[Pairs]:
-    for part in near_within(known.phash[rows], _RADIUS):
-        yield part.within(rows, rows)
-
-
-def _by_embedding(
-    embedder: Embedder, cosine: float, corpus: Corpus, known: Records, rows: np.ndarray
-) -> Iterator[Pairs]:
-    if len(rows) > 1:
-        with on_disk(embedder, corpus, rows) as features:
-            for part in embedding_within(features, cosine):
-                yield part.within(rows, rows)
-
-
-def _nearest(pairs: Pairs, most: int) -> Pairs:
-    """Of each ``right`` the pairs that are nearest."""
-    order = np.lexsort((pairs.distance, pairs.right))
-    right = pairs.right[order]
-    rank = np.arange(len(right)) - np.searchsorted(right, right)
-    return pairs.of(np.sort(order[rank < most]))
+def _across_volumes(pairs: Pairs, known: Records) -> Pairs:
+    """Without neighbouring slices."""
+    left, right = known.volume[pairs.left], known.volume[pairs.right]
+    return pairs.of((left != right) | (left < 0))
 
 
 def _with_text(corpus: Corpus, quiet: bool) -> list[int]:

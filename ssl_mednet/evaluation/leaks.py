@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 
-from ssl_mednet.auditing.copies import copies
-from ssl_mednet.auditing.near import NEAR
+from ssl_mednet.auditing.copies import copied
+from ssl_mednet.auditing.near import EXACT, NEAR, Pairs
 from ssl_mednet.data.corpus import cache_folder
 from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.files import write_json
@@ -22,13 +22,12 @@ def count_copies(task: LabelledSet) -> dict[str, int]:
     made each from its own number: they look alike, and none is a copy.
     """
     if task.source.startswith("phantoms:"):
-        return {"exact": 0, NEAR: 0}
+        return {EXACT: 0, NEAR: 0}
     path = cache_folder() / "leaks" / f"{FORMAT}-{task.fingerprint}.json"
     if path.is_file():
         return dict(json.loads(path.read_text()))
-    found = copies(task.corpus, task.corpus, task.splits["train"], task.splits["test"])
-    exact, near = (set(np.unique(pairs.right).tolist()) for pairs in found.values())
-    counted = {"exact": len(exact), NEAR: len(near - exact)}
+    found = copied(task.corpus, task.corpus, task.splits["train"], task.splits["test"])
+    counted = {kind: len(rows) for kind, rows in found.items()}
     write_json(path, counted)
     return counted
 
@@ -36,11 +35,11 @@ def count_copies(task: LabelledSet) -> dict[str, int]:
 def count_parted(task: LabelledSet, rows: np.ndarray, fold: np.ndarray) -> dict[str, int]:
     """As :func:`count_copies`, of rows that folds ``[N]`` score: those with an image like them in another fold."""
     if task.source.startswith("phantoms:"):
-        return {"exact": 0, NEAR: 0}
+        return {EXACT: 0, NEAR: 0}
     home = np.full(len(task.corpus), -1)
     home[rows] = fold
-    exact, near = (
-        set(pairs.right[home[pairs.left] != home[pairs.right]].tolist())
-        for pairs in copies(task.corpus, task.corpus, rows, rows).values()
-    )
-    return {"exact": len(exact), NEAR: len(near - exact)}
+
+    def parted(pairs: Pairs) -> np.ndarray:
+        return np.asarray(home[pairs.left] != home[pairs.right])
+
+    return {kind: len(found) for kind, found in copied(task.corpus, task.corpus, rows, rows, parted).items()}
