@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 _LOG_EVERY = 20.0  # seconds between lines where there is no terminal
+_BAR, _NUMBERS = 20, 46  # columns of a bar, and of what stands right of it: counts, rate, note, time
 
 
 def warn(text: str) -> None:
@@ -39,15 +40,18 @@ class Progress:
         self._start = self._logged = time.monotonic()
         console = Console(stderr=True)
         if not self.quiet and console.is_terminal:
+            fits = len(self.title) + _BAR + _NUMBERS < console.width
             columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
+                *([TextColumn("{task.description}")] if fits else []),
+                BarColumn(bar_width=_BAR),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(compact=True),
             )
             self._bar = RichProgress(*columns, console=console, transient=False)
             self._bar.start()
+            if not fits:  # a bar in one line with a long title would be left out, and its numbers cut off
+                self._bar.console.print(self.title, markup=False, highlight=False)
             self._task = self._bar.add_task(self.title, total=self.total, note="")
         return self
 

@@ -196,7 +196,9 @@ def _lines(found: Inspection) -> Iterator[str]:
         yield f"{found.shared_groups} groups lie in more than one split"
     yield ""
     yield _counted({"exact copies": found.copies, **found.flags})
-    yield "marks: " + (_counted(found.marks) if found.marks is not None else "none; make them with ssl-mednet curate")
+    yield "marks: " + (
+        _counted(found.marks) if found.marks is not None else "none of this version; ssl-mednet curate makes them"
+    )
     yield ""
     yield f"{'source':<34} {'licence':<34} {'images':>9}"
     for (source, licence), count in found.sources.items():

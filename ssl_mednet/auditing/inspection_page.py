@@ -13,7 +13,7 @@ from PIL import Image
 from ssl_mednet.auditing.inspection import SIDE, Inspection
 from ssl_mednet.catalog.licences import DISCLAIMER
 from ssl_mednet.errors import UserError
-from ssl_mednet.files import replacing
+from ssl_mednet.files import check_file, replacing
 
 _COLUMNS = 8  # pictures side by side
 _PAGE = Template(
@@ -39,7 +39,9 @@ Fingerprint <code>{{ c.fingerprint }}</code>.</p>
 <h2>Quality</h2><table><tr><td>exact copies<td class="n">{{ c.copies }}</tr>
 {% for name, count in c.flags.items() %}<tr><td>{{ name }}<td class="n">{{ count }}</tr>{% endfor %}
 {% for name, count in (c.marks or {}).items() %}<tr><td>marked {{ name }}<td class="n">{{ count }}</tr>{% endfor %}
-</table>{% if c.marks is none %}<p class="note">No marks: make them with <code>ssl-mednet curate</code>.</p>{% endif %}
+</table>
+{% if c.marks is none %}
+<p class="note">No marks of this version: make them with <code>ssl-mednet curate</code>.</p>{% endif %}
 {% for m in parts %}<h2>{{ m.part.name }} <small>{{ m.part.images }} images,
 {% for bits, count in m.part.bits.items() %}{{ count }} of {{ bits }} bits{{ ", " if not loop.last }}{% endfor %}
 </small></h2>
@@ -59,13 +61,24 @@ def write_page(inspection: Inspection, out: str | Path) -> Path:
     """Write the page.
 
     Raises:
-        UserError: ``out`` is no HTML file.
+        UserError: as :func:`check_page`.
+    """
+    path = check_page(out)
+    with replacing(path) as temporary:
+        temporary.write_text(as_page(inspection), encoding="utf-8")
+    return path
+
+
+def check_page(out: str | Path) -> Path:
+    """Where a page is to be written.
+
+    Raises:
+        UserError: ``out`` is no HTML file, or cannot be written.
     """
     path = Path(out).expanduser()
     if path.suffix != ".html":
         raise UserError(f"{path}: an inspection is an .html page", "choose --out corpus.html")
-    with replacing(path) as temporary:
-        temporary.write_text(as_page(inspection), encoding="utf-8")
+    check_file(path)
     return path
 
 

@@ -185,10 +185,10 @@ def inspect(
     ssl-mednet inspect corpora/gray --out gray.html
     """
     from ssl_mednet.auditing.inspection import inspect as run
-    from ssl_mednet.auditing.inspection_page import write_page
+    from ssl_mednet.auditing.inspection_page import check_page, write_page
 
     if out is not None:
-        check_file(out)
+        check_page(out)
     found = run(corpus)
     print("\n".join(found.lines()))
     if out is not None:

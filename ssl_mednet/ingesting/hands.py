@@ -93,9 +93,9 @@ class Hand:
                         raise _Lost(last[0], "the work was ended") from None
                     if (now := _read(beat.name)) != last:
                         last, since = now, time.monotonic()
-                    elif time.monotonic() - since > (job.timeout if last[0] >= 0 else _TO_START):
+                    elif time.monotonic() - since > (limit := job.timeout if last[0] >= 0 else _TO_START):
                         self.drop()
-                        raise _Lost(last[0], f"its reader gave nothing for {job.timeout:g} s") from None
+                        raise _Lost(last[0], f"its reader gave nothing for {limit:g} s") from None
 
     def drop(self) -> None:
         """End the process, whatever it does; the next piece of work gets a new one."""

@@ -75,7 +75,7 @@ def test_the_table_fits_a_terminal_and_the_page_needs_nothing_else(corpus: Corpu
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
     assert re.search(r"^xray +10  8 +48-64-64", text, re.MULTILINE)
-    assert "make them with ssl-mednet curate" in text
+    assert "none of this version; ssl-mednet curate makes them" in text
     page = as_page(found)
     assert EVIL not in page
     assert "&lt;script&gt;" in page
@@ -118,3 +118,9 @@ def test_the_verbs_say_it_too(corpus: Corpus, tmp_path: Path) -> None:
     assert (tmp_path / "audit.csv").read_text().startswith("dataset,split,row,corpus_row,kind,distance")
     with pytest.raises(DataError, match="no corpus"):
         inspect(tmp_path)
+
+
+def test_a_page_that_cannot_be_is_refused_before_the_work(corpus: Corpus, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["inspect", str(corpus.folder), "--out", str(tmp_path / "page.txt")])
+    assert isinstance(refused.exception, UserError)
+    assert "images" not in refused.stdout

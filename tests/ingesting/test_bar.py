@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from ingest_helpers import write_pictures
+from rich.console import Console
 
 from ssl_mednet import progress
 from ssl_mednet.ingesting.run import ingest
@@ -60,3 +63,15 @@ def test_a_log_gets_lines_of_rate_and_time_left(
     assert all(found)
     assert [int(match[1]) for match in found if match][-1] == MANY + BAD
     assert int(found[-1][2]) == 0  # type: ignore[index]
+
+
+def test_a_long_title_leaves_the_numbers_their_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    shown = partial(Console, file=screen, force_terminal=True, width=80)
+    monkeypatch.setattr(progress, "Console", lambda stderr: shown())
+    title = "fine-tuning imagenet:efficientnet_lite0@224 at rate 1e-3 [1 of 3]"
+    with progress.Progress(title, 25_600, "img") as bar:
+        bar.advance(12_345, "epoch 2, loss 0.578")
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).replace("\r", "\n").splitlines()
+    assert sum(title in line for line in lines) == 1
+    assert any(re.search(r"━ 12345/25600 [\d,]+ img/s epoch 2, loss 0.578 ", line) for line in lines)
