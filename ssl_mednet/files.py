@@ -38,6 +38,12 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
+def cache_folder() -> Path:
+    """Where decoded corpora, and what was found out of them, are kept."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ssl_mednet"
+    return Path(os.environ.get("SSL_MEDNET_CACHE") or default).expanduser()
+
+
 def try_writing(folder: Path) -> None:
     """Make something in a folder, or in the nearest one above it that is there, and take it away again.
 

@@ -23,12 +23,12 @@ from ssl_mednet.auditing.near import (
     embedding_between,
 )
 from ssl_mednet.auditing.records import records
-from ssl_mednet.data.corpus import Corpus, cache_folder
+from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.errors import DataError, UserError
 from ssl_mednet.evaluation.run import open_set
 from ssl_mednet.evaluation.suite import SetSection, Suite, load_suite
-from ssl_mednet.files import replacing
+from ssl_mednet.files import cache_folder, replacing
 
 COSINE = 0.98
 _FORMAT = 1  # part of the cache key: pairs found another way are never read

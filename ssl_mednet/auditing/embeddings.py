@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from ssl_mednet.data.corpus import Corpus, cache_folder
+from ssl_mednet.data.corpus import Corpus
+from ssl_mednet.files import cache_folder
 from ssl_mednet.probe import unit_rows
 
 ROWS = 65_536  # held at a time

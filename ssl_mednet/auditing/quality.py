@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from ssl_mednet.auditing.records import Records, records
 from ssl_mednet.auditing.text import find_text
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.errors import DataError
-from ssl_mednet.files import replacing
+from ssl_mednet.files import cache_folder, replacing
 from ssl_mednet.progress import Progress
 
 MARKS = "quality.parquet"
@@ -29,7 +30,8 @@ MARKS = "quality.parquet"
 _RADIUS = 4
 # Of embeddings; only candidates, as the pixels decide. Of each image the nearest few are looked at.
 COSINE, _CANDIDATES = 0.9, 8
-_BATCH = 256
+_BATCH, _PART = 256, 8192  # rows that are looked at for text at once, and whose answers are kept together
+_FORMAT = 1  # part of the cache's name: text found another way is never read
 _META = b"fingerprint"
 
 
@@ -109,7 +111,7 @@ def curate(
     usable = np.flatnonzero(marks == 0)
     chosen = thin(known.volume[usable], known.index[usable], known.phash[usable], keep_ratio)
     marks[usable[~chosen]] |= np.uint8(Mark.REDUNDANT)
-    marks[_with_text(opened, quiet)] |= np.uint8(Mark.TEXT)
+    marks[_with_text(opened, known, quiet)] |= np.uint8(Mark.TEXT)
     marks[held_out] |= np.uint8(Mark.HELD_OUT)
     _write(opened, marks)
     return Quality(marks)
@@ -212,20 +214,38 @@ def _across_volumes(pairs: Pairs, known: Records) -> Pairs:
     return pairs.of((left != right) | (left < 0))
 
 
-def _with_text(corpus: Corpus, quiet: bool) -> list[int]:
-    """Rows with burnt-in text; threads share the work, and one batch at a time is in memory."""
-    found: list[int] = []
+def _with_text(corpus: Corpus, known: Records, quiet: bool) -> np.ndarray:
+    """Rows with burnt-in text, ``[K]``; what is found of a part is kept in the cache, as a row takes milliseconds."""
+    windows, codecs = corpus.numbers("window"), corpus.numbers("codec")
+    found = [np.empty(0, np.int64)]
     with (
         Progress("looking for text", len(corpus), "img", quiet) as progress,
         ThreadPoolExecutor(os.cpu_count() or 1) as threads,
     ):
-        for start in range(0, len(corpus), _BATCH):
-            batch = corpus.batch(np.arange(start, min(start + _BATCH, len(corpus))))
-            grays = batch.unit().mean(dim=1).numpy()
-            cut = [gray[:height, :width] for gray, (height, width) in zip(grays, batch.sizes.tolist(), strict=True)]
-            found += [start + i for i, boxes in enumerate(threads.map(find_text, cut)) if boxes]
-            progress.advance(len(batch))
-    return found
+        for start in range(0, len(corpus), _PART):
+            rows = np.arange(start, min(start + _PART, len(corpus)))
+            seen = b"".join(column[rows].tobytes() for column in (known.sha256, windows, codecs))
+            path = cache_folder() / "text" / f"{_FORMAT}-{hashlib.sha256(seen).hexdigest()[:24]}.npy"
+            if not path.is_file():
+                texts = [
+                    _text_of(corpus, some, threads, progress)
+                    for some in np.split(rows, range(_BATCH, len(rows), _BATCH))
+                ]
+                with replacing(path) as temporary, temporary.open("wb") as file:
+                    np.save(file, np.concatenate(texts))
+            found.append(rows[np.load(path, allow_pickle=False)])
+            progress.advance(int(rows[-1]) + 1 - progress.done)
+    return np.concatenate(found)
+
+
+def _text_of(corpus: Corpus, rows: np.ndarray, threads: ThreadPoolExecutor, progress: Progress) -> np.ndarray:
+    """Which of these rows have text, mask ``[N]``; threads share the work, and one batch at a time is in memory."""
+    batch = corpus.batch(rows)
+    grays = batch.unit().mean(dim=1).numpy()
+    cut = [gray[:height, :width] for gray, (height, width) in zip(grays, batch.sizes.tolist(), strict=True)]
+    has = np.array([bool(boxes) for boxes in threads.map(find_text, cut)])
+    progress.advance(len(rows))
+    return has
 
 
 def _write(corpus: Corpus, marks: np.ndarray) -> None:

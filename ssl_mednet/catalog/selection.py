@@ -15,6 +15,7 @@ from ssl_mednet.catalog.fetch import Fetched, fetch_series
 from ssl_mednet.catalog.idc import Query, Series, choose, images_at_most, index_version
 from ssl_mednet.data.sources import parse_spec
 from ssl_mednet.errors import DataError
+from ssl_mednet.files import cache_folder
 from ssl_mednet.imaging.modality import DICOM_MODALITY
 
 KINDS = ("catalog:", "idc:")
@@ -192,8 +193,6 @@ def _of_idc(query: Query, root: Path | None) -> tuple[Selection, ...]:
 
 
 def _downloads() -> Path:
-    from ssl_mednet.data.corpus import cache_folder  # it brings torch, which a list of sets does not need
-
     return cache_folder() / "downloads" / "idc"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssl_mednet.augment.views import resize
 from ssl_mednet.classifying.model import Model, load_model
-from ssl_mednet.classifying.tables import SUFFIXES, Prediction, Predictions, table
+from ssl_mednet.classifying.tables import SUFFIXES, Prediction, Predictions, earlier, shown, table
 from ssl_mednet.data.schema import CorpusSpec
 from ssl_mednet.data.sources import Item, Source, open_sources
 from ssl_mednet.errors import DataError, UnreadableImage, UserError
@@ -36,6 +36,7 @@ def predict(
     out: str | Path | None = None,
     quiet: bool = False,
     modality: str = "",
+    resume: bool = False,
 ) -> Predictions:
     """Ask a classifier about images.
 
@@ -45,11 +46,12 @@ def predict(
         out: where to write them, ``.csv`` or ``.json``. Nothing of a file but its name gets there. It is whole or not
             there; a run that ends early leaves what it has in ``NAME.partial.csv``, as the rows come.
         modality: of images that do not say their own; by default that of the training, where it had one alone.
+        resume: go on from ``NAME.partial.csv`` of this model: files that have all their rows there are not read again.
 
     Raises:
         ArtifactError: no model there, or a damaged one.
         DataError: no such modality.
-        UserError: no file is named, or ``out`` cannot be written.
+        UserError: no file is named, ``out`` cannot be written, or an earlier run left rows there that are not resumed.
     """
     path = None if out is None else Path(out).expanduser()
     if path is not None and path.suffix not in SUFFIXES:
@@ -59,12 +61,14 @@ def predict(
     if modality:
         known_modality(modality)
     loaded = model if isinstance(model, Model) else load_model(model)
-    found, unlike = Predictions(), 0
+    found = Predictions(earlier(path, loaded, resume))
+    known, unlike = frozenset(row.file for row in found.rows), found.unlike
+    sources = _prepared(files, found, quiet)
     with (
         table(path, loaded, found) if path else nullcontext() as add,
         Progress("predicting", None, "img", quiet) as progress,
     ):
-        for batch in _batches(loaded, _sources(files, found), modality, found):
+        for batch in _batches(loaded, sources, modality, found, known):
             rows = _ask(loaded, batch)
             found.rows += rows
             if add:
@@ -74,23 +78,32 @@ def predict(
     return found
 
 
-def _sources(files: Sequence[str | Path], found: Predictions) -> Iterator[Source]:
+def _prepared(files: Sequence[str | Path], found: Predictions, quiet: bool) -> list[Source]:
+    sources: list[Source] = []
     for name in files:
         try:
-            yield from open_sources(name)
+            opened = list(open_sources(name))
         except (DataError, OSError) as error:
             said = error.message if isinstance(error, DataError) else str(error)  # its hint is about training data
             found.refused.append((str(name), said.removeprefix(f"{name}: ")))
+            continue
+        for source in opened:
+            source.labels, source.every = "none", True
+            with suppress(DataError, OSError):  # what is wrong is said when its images are wanted
+                source.prepare(quiet)
+        sources += opened
+    return sources
 
 
 Named = tuple[str, MedicalImage]
 
 
-def _batches(model: Model, sources: Iterator[Source], modality: str, found: Predictions) -> Iterator[list[Named]]:
+def _batches(
+    model: Model, sources: list[Source], modality: str, found: Predictions, known: frozenset[str]
+) -> Iterator[list[Named]]:
     held: list[Named] = []
     for source in sources:
-        source.labels, source.every = "none", True
-        for one in _images(model, source, modality, found):
+        for one in _images(model, source, modality, found, known):
             held.append(one)
             if len(held) == _BATCH:
                 yield held
@@ -99,7 +112,7 @@ def _batches(model: Model, sources: Iterator[Source], modality: str, found: Pred
         yield held
 
 
-def _images(model: Model, source: Source, modality: str, found: Predictions) -> Iterator[Named]:
+def _images(model: Model, source: Source, modality: str, found: Predictions, known: frozenset[str]) -> Iterator[Named]:
     """The images of a source that the model may be asked about; the others are refused, each file once a reason."""
     about, told = model.about, set[tuple[str, str]]()
     spec = CorpusSpec(about["channels"], about["store_size"], convert=about["convert"])
@@ -107,6 +120,9 @@ def _images(model: Model, source: Source, modality: str, found: Predictions) -> 
     seen, refused = False, len(found.refused)
     try:
         for item in map(_plain, source.items()):
+            if shown(item.name) in known:
+                seen = True
+                continue
             try:
                 for number, image in enumerate(item.images(modality)):
                     if number == 0 and not modality:

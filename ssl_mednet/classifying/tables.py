@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ssl_mednet.classifying.model import Model
-from ssl_mednet.files import check_file, write_errors
+from ssl_mednet.errors import UserError
+from ssl_mednet.files import check_file, replacing, write_errors
 from ssl_mednet.progress import warn
 
 SUFFIXES = (".csv", ".json")
@@ -69,7 +70,7 @@ def as_csv(model: Model, found: Predictions) -> str:
     lines = _lines(buffer)
     lines.writerow(_head(model))
     lines.writerows(map(_cells, found.rows))
-    lines.writerows(_refused(model, found))
+    lines.writerows(_refused(model, *one) for one in found.refused)
     return buffer.getvalue()
 
 
@@ -86,37 +87,77 @@ def as_json(model: Model, found: Predictions) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
+def partial_of(path: Path) -> Path:
+    """Where the rows of a table are until it is whole."""
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
+def earlier(path: Path | None, model: Model, resume: bool) -> list[Prediction]:
+    """The rows that a run which ended early left of files that it was done with; none where there was no such run.
+
+    Files that it refused, or a part of, are not among them, nor is the last one, which may have more rows.
+
+    Raises:
+        UserError: there are rows and they are not to be resumed, or they cannot be.
+    """
+    if resume and (path is None or path.suffix != ".csv"):
+        raise UserError("--resume goes on with a table that --out names, .csv")
+    if path is None or not (partial := partial_of(path)).is_file():
+        return []
+    lines = [*csv.reader(io.StringIO(partial.read_text(encoding="utf-8"), newline=""))] if path.suffix == ".csv" else []
+    if not (lines[1:] or (path.suffix != ".csv" and partial.stat().st_size)):
+        return []
+    if not resume:
+        go_on = "--resume goes on with them; or " if path.suffix == ".csv" else ""
+        raise UserError(f"{partial}: holds predictions of a run that ended early", f"{go_on}remove it")
+    if lines[0] != _head(model):
+        raise UserError(f"{partial}: is of a model with other classes", "remove it, or name another --out")
+    whole = [cells for cells in lines[1:] if len(cells) == len(lines[0])]  # a kill may have cut the last one off
+    refused = {cells[0] for cells in whole if cells[-1]}
+    rows = [_row(model, cells) for cells in whole if not cells[-1]]
+    return [row for row in rows if row.file not in refused and row.file != rows[-1].file]
+
+
+def _row(model: Model, cells: list[str]) -> Prediction:
+    file, index, predicted, *shares, distance, unlike, _ = cells
+    said = dict(zip(model.classes, map(float, shares), strict=True))
+    return Prediction(file, int(index), predicted, said, float(distance), unlike == "1")
+
+
 @contextmanager
 def table(path: Path, model: Model, found: Predictions) -> Iterator[Callable[[Sequence[Prediction]], None]]:
     """A file of ``found`` that is whole or not there; call what is yielded with the rows as they come.
 
-    Until the end it is ``NAME.partial.csv`` beside ``path``, with all rows so far (JSON gets its rows at the end).
-    Where the block ends badly that stays, if it has a row, and a warning names it.
+    Until the end it is ``NAME.partial.csv`` beside ``path``, with the rows of ``found`` so far and, after them, what
+    was refused (JSON gets both at the end). Where the block ends badly it stays, if it has a row; a warning names it.
 
     Raises:
         WriteError: nothing can be written there.
     """
-    partial, streamed = path.with_name(f"{path.stem}.partial{path.suffix}"), path.suffix == ".csv"
+    partial, streamed, said = partial_of(path), path.suffix == ".csv", 0
     check_file(path)
+    with write_errors(path), replacing(partial) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        if streamed:
+            _lines(file).writerows([_head(model), *map(_cells, found.rows)])
     with write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = partial.open("w", encoding="utf-8", newline="")
+        file = partial.open("a", encoding="utf-8", newline="")
     lines = _lines(file)
 
     def add(rows: Sequence[Prediction]) -> None:
+        nonlocal said
         if streamed:
-            lines.writerows(map(_cells, rows))
+            refused = found.refused[said:]
+            said += len(refused)
+            lines.writerows([*map(_cells, rows), *(_refused(model, *one) for one in refused)])
             file.flush()  # a process that is killed loses none of them
 
     try:
         with file:
-            if streamed:
-                lines.writerow(_head(model))
             try:
                 yield add
             finally:
                 if streamed:
-                    lines.writerows(_refused(model, found))
+                    add([])
                 else:
                     file.write(as_json(model, found))
             file.flush()
@@ -124,7 +165,8 @@ def table(path: Path, model: Model, found: Predictions) -> Iterator[Callable[[Se
         partial.replace(path)
     except BaseException:
         if found.rows:
-            warn(f"ended early: {partial} holds the predictions of {len(found.rows)} images")
+            go_on = "; --resume goes on with them" if streamed else ""
+            warn(f"ended early: {partial} holds the predictions of {len(found.rows)} images{go_on}")
         else:
             partial.unlink(missing_ok=True)
         raise
@@ -143,6 +185,5 @@ def _cells(row: Prediction) -> list[Any]:
     return [shown(row.file), row.index, row.predicted, *shares, f"{row.distance:.2f}", int(row.unlike), ""]
 
 
-def _refused(model: Model, found: Predictions) -> list[list[str]]:
-    blank = [""] * (len(_head(model)) - 2)
-    return [[shown(file), *blank, shown(reason)] for file, reason in found.refused]
+def _refused(model: Model, file: str, reason: str) -> list[str]:
+    return [shown(file), *[""] * (len(_head(model)) - 2), shown(reason)]

@@ -81,6 +81,9 @@ def predict(
         str,
         typer.Option(help="Of images that do not say their own; needed for CT volumes, if the model knows others too."),
     ] = "",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the rows that a run left which ended early.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Ask a classifier about images: probabilities, and whether an image is unlike those of the training.
@@ -97,7 +100,7 @@ def predict(
     from ssl_mednet.classifying.tables import as_csv, shown
 
     loaded = load_model(model)
-    found = run(loaded, files, out, quiet, modality)
+    found = run(loaded, files, out, quiet, modality, resume)
     if out is None:
         print(as_csv(loaded, found), end="")
     said = f"{len(found.rows)} images, {found.unlike} unlike the training, {len(found.refused)} refused"

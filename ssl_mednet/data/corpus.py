@@ -19,11 +19,11 @@ import torch
 from ssl_mednet.data.schema import FORMAT, HOW, QUARANTINE, RAW, CorpusSpec, decode, is_corpus, read_meta
 from ssl_mednet.data.sources import SPLITS, open_sources
 from ssl_mednet.errors import DataError
-from ssl_mednet.files import check_folder, expanded
+from ssl_mednet.files import cache_folder, check_folder, expanded
 from ssl_mednet.imaging.batch import ImageBatch
 from ssl_mednet.imaging.modality import BY_CODE, CHANNEL_COUNT
 
-__all__ = ["QUARANTINE", "Corpus", "CorpusSpec", "cache_folder", "open_corpus"]
+__all__ = ["QUARANTINE", "Corpus", "CorpusSpec", "open_corpus"]
 
 _PIXELS = 3  # part of the cache key: raised where readers give other pixels than before
 _CACHE_BYTES = 64 * 2**20  # of Lance, for what it knows of its files
@@ -306,9 +306,3 @@ def _has_passed(folder: Path) -> bool:
     from ssl_mednet.ingesting.run import TIMEOUT
 
     return bool(reasons_gone(folder, TIMEOUT))
-
-
-def cache_folder() -> Path:
-    """Where decoded corpora are kept."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ssl_mednet"
-    return Path(os.environ.get("SSL_MEDNET_CACHE") or default).expanduser()

@@ -19,10 +19,10 @@ import numpy as np
 import yaml
 from numpy.lib import format as npy
 
-from ssl_mednet.data.corpus import cache_folder
 from ssl_mednet.data.download import fetch, has_checksum
 from ssl_mednet.data.sources import SPLITS, Item, Source, npz_label, parse_spec
 from ssl_mednet.errors import DataError, did_you_mean
+from ssl_mednet.files import cache_folder
 
 FACTS = Path(__file__).with_name("medmnist.yaml")
 SIZES = (28, 64, 128, 224)

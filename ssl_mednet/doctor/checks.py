@@ -156,7 +156,7 @@ def memory() -> list[Check]:
 
 def disks() -> list[Check]:
     """Room, and how long a small file takes to be safely on the disk, where corpora and runs go."""
-    from ssl_mednet.data.corpus import cache_folder
+    from ssl_mednet.files import cache_folder
 
     cache = cache_folder()
     size = sum(f.stat().st_size for f in cache.rglob("*") if f.is_file()) if cache.is_dir() else 0

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ssl_mednet.augment.corruptions import corrupt
 from ssl_mednet.augment.views import resize, squashed
-from ssl_mednet.data.corpus import Corpus, cache_folder
+from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.errors import ArtifactError
 from ssl_mednet.evaluation.names import short_name
 from ssl_mednet.evaluation.weights import Weights, identity, state_hash
-from ssl_mednet.files import replacing
+from ssl_mednet.files import cache_folder, replacing
 from ssl_mednet.imaging.batch import ImageBatch
 from ssl_mednet.progress import Progress
 

@@ -8,9 +8,8 @@ import numpy as np
 
 from ssl_mednet.auditing.copies import copied
 from ssl_mednet.auditing.near import EXACT, NEAR, Pairs
-from ssl_mednet.data.corpus import cache_folder
 from ssl_mednet.data.labelled import LabelledSet
-from ssl_mednet.files import write_json
+from ssl_mednet.files import cache_folder, write_json
 
 FORMAT = 1  # part of the cache's name: counts made another way are never read
 

@@ -214,7 +214,8 @@ def _entry(meta: dict[str, Any], key: str) -> dict[str, Any] | None:
 def _settle(folder: Path, rows: list[Rejected], instead: Sequence[Rejected] = ()) -> None:
     """Take rows off the list of quarantined files, and put what is said of them now there."""
     if rows:
-        write_quarantine(folder, [*(row for row in read_quarantine(folder) if row not in rows), *instead])
+        gone = set(rows)
+        write_quarantine(folder, [*(row for row in read_quarantine(folder) if row not in gone), *instead])
 
 
 def _summary(folder: Path, meta: dict[str, Any], entry: dict[str, Any], **more: Any) -> Summary:

@@ -10,6 +10,7 @@ from audit_helpers import StackSource, jpeg, picture
 from PIL import Image
 from test_text import written
 
+from ssl_mednet.auditing import quality
 from ssl_mednet.auditing.quality import MARKS, Mark, curate, read_marks, thin
 from ssl_mednet.data.corpus import Corpus, CorpusSpec
 from ssl_mednet.errors import DataError
@@ -109,3 +110,24 @@ def test_embeddings_find_copies_that_a_hash_misses_and_no_different_image(make_c
 def test_a_ratio_that_is_none_is_refused(ratio: float, make_corpus) -> None:
     with pytest.raises(DataError, match="keep_ratio"):
         curate(make_corpus([picture(0)]), ratio, quiet=True)
+
+
+def test_text_is_looked_for_once(make_corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours for a million images: a run that is ended keeps what it has, and another ratio asks for nothing new."""
+    text = Image.fromarray((written(picture(3, size=256), (20, 10)) * 255).astype(np.uint8))
+    corpus, look, looked = make_corpus([picture(0), picture(1), text, picture(2)]), quality.find_text, list[int]()
+
+    def find(gray: np.ndarray) -> object:
+        looked.append(1)
+        if len(looked) == 4:
+            raise KeyboardInterrupt
+        return look(gray)
+
+    monkeypatch.setattr(quality, "_PART", 2)
+    monkeypatch.setattr(quality, "find_text", find)
+    with pytest.raises(KeyboardInterrupt):
+        curate(corpus, quiet=True)
+    marks = curate(corpus, quiet=True).marks
+    assert (len(looked), marks.tolist()) == (6, [0, 0, Mark.TEXT, 0])
+    assert curate(corpus, 0.5, quiet=True).marks.tolist() == marks.tolist()
+    assert len(looked) == 6

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 from scipy.special import expit, softmax
 from torch import nn
 
@@ -25,6 +26,16 @@ def probabilities(bias: list[float], temperature: float, multilabel: bool) -> np
     model = Model(Path(), nn.Identity(), weight, torch.tensor(bias), unlike, about)
     (row,) = model.probabilities(features)
     return row
+
+
+def test_distances_are_those_of_mahalanobis_to_the_nearest_class() -> None:
+    generator = np.random.default_rng(0)
+    x, labels = generator.normal(size=(60, 8)), np.arange(60) % 3
+    unlike = Unlike.fit(x, labels)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    inverse = unlike.precision.astype(np.float64)
+    each = cdist(unit, unlike.means.astype(np.float64), "mahalanobis", VI=(inverse + inverse.T) / 2) ** 2
+    assert np.allclose(unlike.distances(x), each.min(axis=1), rtol=1e-9)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])

@@ -158,11 +158,57 @@ def test_what_was_predicted_outlives_the_run(
     else:
         content = json.loads(partial.read_text())
         files = [line["file"] for line in content["predictions"] + content["refused"]]
-    assert [Path(file).name for file in files] == ["0.png", "1.png", "2.png", "3.png", "bad.png"]
+    assert sorted(Path(file).name for file in files) == ["0.png", "1.png", "2.png", "3.png", "bad.png"]
     monkeypatch.setattr(verb, "_ask", asked)
+    with pytest.raises(UserError, match="ended early"):
+        predict(fitted.folder, [source], out, quiet=True)
+    assert partial.exists()
+    partial.unlink()
     predict(fitted.folder, [source], out, quiet=True)
     assert not partial.exists()
     assert "4.png" in out.read_text()
+
+
+@pytest.mark.parametrize("cut", [0, 7, 40])
+def test_a_killed_run_goes_on_where_it_was(
+    cut: int, fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is cut off of the last line may be all that was written of a file, and a file may have more rows to come."""
+    source = pictures(tmp_path / "new", 5)
+    frames = [Image.fromarray(xray(n)) for n in range(5, 8)]
+    frames[0].save(source / "5\u2028.tif", save_all=True, append_images=frames[1:])
+    (source / "bad.png").write_bytes(b"")
+    out, partial, asked = tmp_path / "p.csv", tmp_path / "p.partial.csv", verb._ask
+    monkeypatch.setattr(verb, "_BATCH", 2)
+    predict(fitted.folder, [source], out, quiet=True)
+    whole = out.read_bytes()
+    out.unlink()
+    for rows in range(1, 9):
+        lines = whole.splitlines(keepends=True)[: 1 + rows]
+        partial.write_bytes(b"".join(lines)[: -cut or None])
+        seen: list[str] = []
+        monkeypatch.setattr(
+            verb, "_ask", lambda model, named, seen=seen: (seen.extend(f for f, _ in named), asked(model, named))[1]
+        )
+        found = predict(fitted.folder, [source], out, quiet=True, resume=True)
+        assert sorted(out.read_bytes().splitlines()) == sorted(whole.splitlines())
+        assert (len(found.rows), len(found.refused)) == (8, 1)
+        assert len(seen) <= (9 - rows if rows < 6 else 3) + bool(cut)
+        assert not partial.exists()
+
+
+def test_what_is_resumed_is_of_this_model_and_a_table(fitted: Fitted, tmp_path: Path) -> None:
+    source, partial = pictures(tmp_path / "new", 1), tmp_path / "p.partial.csv"
+    partial.write_text("file,index,predicted,p_cat,p_dog,distance,unlike_training,refused\na.png,0,cat,1,0,1,0,\n")
+    with pytest.raises(UserError, match="other classes"):
+        predict(fitted.folder, [source], tmp_path / "p.csv", quiet=True, resume=True)
+    assert "a.png" in partial.read_text()
+    for out in (None, tmp_path / "p.json"):
+        with pytest.raises(UserError, match=r"\.csv"):
+            predict(fitted.folder, [source], out, quiet=True, resume=True)
+    partial.write_text("")  # a run that was killed before its first row
+    predict(fitted.folder, [source], tmp_path / "p.csv", quiet=True)
+    assert not partial.exists()
 
 
 def test_rows_are_on_the_disk_as_they_come(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_mednet.data.corpus import CorpusSpec, cache_folder, open_corpus
+from ssl_mednet.data.corpus import CorpusSpec, open_corpus
 from ssl_mednet.data.schema import is_corpus
+from ssl_mednet.files import cache_folder
 from ssl_mednet.ingesting import run
 
 GRAY = CorpusSpec("gray", 64)

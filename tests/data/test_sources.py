@@ -14,7 +14,7 @@ from PIL import Image
 from ssl_mednet import ingest
 from ssl_mednet.data.corpus import QUARANTINE, Corpus, CorpusSpec, open_corpus
 from ssl_mednet.data.labelled import open_labelled
-from ssl_mednet.data.sources import open_source, open_sources
+from ssl_mednet.data.sources import files, open_source, open_sources
 from ssl_mednet.errors import DataError
 
 GRAY, COLOR = CorpusSpec("gray", 64), CorpusSpec("color", 64)
@@ -299,3 +299,25 @@ def test_a_source_is_another_one_where_what_it_names_has_changed(tmp_path: Path)
     (tmp_path / "a.raw").write_bytes(bytes(range(1, 17)) + b"x")
     after = [one.fingerprint() for spec in ("a.mhd", "*.mhd") for one in open_sources(str(tmp_path / spec))]
     assert all(one != other for one, other in zip(before, after, strict=True))
+
+
+def test_a_large_archive_is_hashed_again_only_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, digest = list[Path](), files._digest
+    monkeypatch.setattr(files, "_digest", lambda path: (read.append(path), digest(path))[1])
+    path = tmp_path / "a.zip"
+
+    def fingerprint(content: bytes) -> str:
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("1.png", content)
+        return open_source(path).fingerprint()
+
+    small = fingerprint(b"small")
+    assert len(read) == 1
+    monkeypatch.setattr(files, "_LARGE", 0)
+    assert open_source(path).fingerprint() == open_source(path).fingerprint() == small
+    assert len(read) == 2
+    assert fingerprint(b"another") != small
+    assert len(read) == 3
+    monkeypatch.setenv("SSL_MEDNET_CACHE", str(path / "no folder"))
+    assert open_source(path).fingerprint() == open_source(path).fingerprint()
+    assert len(read) == 5, "a cache that cannot be written only costs time"

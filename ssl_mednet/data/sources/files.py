@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Set
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +16,14 @@ from ssl_mednet.data.sources.base import Item, Source, files_below, stamp
 from ssl_mednet.data.sources.together import may_be_dicom, may_share, together
 from ssl_mednet.data.sources.tree import TreeSource
 from ssl_mednet.errors import DataError, UnreadableImage
+from ssl_mednet.files import cache_folder, replacing
 from ssl_mednet.imaging.readers import archive, is_image_name, npz_splits, series
 from ssl_mednet.imaging.readers.levels import bits_window
 from ssl_mednet.progress import Progress
 
 _TABLES = (".csv", ".tsv", ".tab", ".txt")  # labels.csv, and what the rules of the catalog read
 _HEADERS = (".mhd", ".mha", ".nhdr", ".nrrd")
+_LARGE = 2**30  # bytes of a file whose digest is kept: that of 300 GB takes minutes
 _HEAD = 1 << 14  # bytes of a header that are searched
 _ELSEWHERE = re.compile(rb"^(?:ElementDataFile[ \t]*=|data ?file:)([^\r\n]+)", re.MULTILINE | re.IGNORECASE)
 
@@ -38,12 +42,14 @@ class FileSource(Source):
 
     def fingerprint(self) -> str:
         """Of its content, and of the numbers that a header keeps in another file."""
+        numbers = _numbers_of(self.path)
         try:
-            with self.path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256")
+            if numbers is None and self.path.stat().st_size >= _LARGE:
+                return _known_digest(self.path)
+            digest = _digest(self.path)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
-        if numbers := _numbers_of(self.path):
+        if numbers:
             digest.update(stamp(numbers, numbers.name))
         return digest.hexdigest()
 
@@ -64,6 +70,23 @@ class FileSource(Source):
                 label = None if labels is None else npz_label(labels[i])
                 pixels = image[..., None] if image.ndim == 2 else image
                 yield Item(f"{self.spec}!{split}_images[{i}]", pixels, label, split, window=window)
+
+
+def _digest(path: Path) -> Any:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256")
+
+
+def _known_digest(path: Path) -> str:
+    """The SHA-256 of a large file; kept in the cache for as long as the file has this name, size and time."""
+    said = hashlib.sha256(stamp(path, str(path.absolute()))).hexdigest()
+    kept = cache_folder() / "digests" / said[:24]
+    if not kept.is_file():
+        digest = _digest(path).hexdigest()
+        with suppress(OSError), replacing(kept) as temporary:  # a cache that cannot be written only costs time
+            temporary.write_text(digest)
+        return str(digest)
+    return kept.read_text()
 
 
 def _numbers_of(path: Path) -> Path | None:
