@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from made_files import dicom, half, picture, tiled_dicom
 from pydicom.dataset import Dataset
 
@@ -335,3 +337,25 @@ def test_a_header_is_read_without_the_pixels(tmp_path: Path) -> None:
     assert series.header(tmp_path / "missing.dcm") is None
     broken = ct_slice(1, [0, 0, 5], orientation=[1, 0, 0, 1, 0, 0])  # rows and columns in one direction
     assert series.header(broken).key is None
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_processes_read_the_same_headers(killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder(tmp_path / "set", spread("two folders") | {"x/none": b"text"})
+    paths = sorted(path for path in (tmp_path / "set").rglob("*") if path.is_file())
+    expected = [series.header(path) for path in paths]
+    monkeypatch.setattr(series, "_MANY", 1)
+    if killed:
+
+        def dying(tasks: Iterable[tuple[Any, Any, Any]]) -> Iterator[series.Header | None]:
+            for number, (work, arguments, _) in enumerate(tasks):
+                if number == 5:
+                    raise TerminatedWorkerError
+                yield work(*arguments)
+
+        monkeypatch.setattr(series, "Parallel", lambda **_: dying)
+    found = list(series.headers(paths))
+    assert found == expected
+    stacks = [head for head in found if head and head.key]
+    assert len({id(head.series) for head in stacks}) == len({head.series for head in stacks}) > 0
+    assert len({id(head.key[0]) for head in stacks if head.key}) == len({head.key[0] for head in stacks if head.key})

@@ -166,8 +166,8 @@ class FolderSource(TreeSource):
             return
         dicom = [n for n in names if may_be_dicom(n)]
         with Progress("reading headers", len(dicom), "file", quiet) as progress:
-            for name in dicom:
-                self._header(name)
+            for name, found in zip(dicom, series.headers([self.path / name for name in dicom]), strict=True):
+                self._heads[name] = found
                 progress.advance(1)
 
     def contents(self, order: list[str]) -> Iterator[tuple[str, Path | bytes | UnreadableImage]]:
