@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -22,15 +23,14 @@ from ssl_mednet.draws import Draws, stable_hash
 from ssl_mednet.errors import ArtifactError, DataError
 from ssl_mednet.evaluation.classifier import build_classifier, build_loss, class_weights, probabilities
 from ssl_mednet.evaluation.features import forward_batch
+from ssl_mednet.evaluation.halfway import Halfway
 from ssl_mednet.evaluation.schedule import Schedule
+from ssl_mednet.evaluation.weights import Weights, identity
 from ssl_mednet.methods import View
 from ssl_mednet.probe.linear import LinearProbe
 from ssl_mednet.probe.metrics import auroc
 from ssl_mednet.progress import Progress, warn
 from ssl_mednet.schema import Recipe, Section, Share
-
-if TYPE_CHECKING:
-    from ssl_mednet.evaluation.weights import Weights
 
 _DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -117,6 +117,8 @@ def finetune(
 ) -> Finetuned:
     """Train a copy of a backbone, all of it, to tell the classes of a task.
 
+    A long run that was killed goes on after the last epoch that the cache has of it, to the same scores.
+
     Args:
         rows: positions in the corpus of ``"train"`` (a part of the split is fine), ``"val"`` and ``"test"``.
         seed: of order, augmentation and dropout; on a CPU the same seed gives the same scores to the bit.
@@ -136,14 +138,18 @@ def finetune(
     if len(rows["train"]) < 2 or not len(rows["val"]) or not len(rows["test"]):
         counts = ", ".join(f"{len(r)} {split}" for split, r in rows.items())
         raise DataError(f"{task.name}: {counts} rows", "fine-tuning needs two of train, and one of val and of test")
-    best: _Run | None = None
-    for lr in options.rates:
+    best: Run | None = None
+    known = (identity(weights), weights.random, task.fingerprint, task.labels.tobytes(), *_bytes(rows, head))
+    said = (*known, options.model_dump_json(), seed, device.type, or_start)
+    halfway = [Halfway(*said, lr) for lr in options.rates]
+    for lr, kept in zip(options.rates, halfway, strict=True):
         with torch.random.fork_rng():
             torch.manual_seed(stable_hash(seed, "finetune"))
-            run = _Run(weights, task, rows, options, lr, seed, device, head)
+            run = Run(weights, task, rows, options, lr, seed, device, head)
             try:
-                run.train(quiet, or_start)
+                run.train(quiet, or_start, kept)
             except DivergedError as error:
+                kept.drop()
                 if best is None and lr == options.rates[-1]:
                     raise
                 warn(f"{run.name} on {task.name}, rate {lr:g}: {error.message}; the other rates go on")
@@ -151,10 +157,19 @@ def finetune(
         if best is None or run.best.value > best.best.value:
             best = run
     assert best is not None
-    return best.result()
+    result = best.result()
+    for kept in halfway:
+        kept.drop()
+    return result
 
 
-class _Run:
+def _bytes(rows: dict[str, np.ndarray], head: LinearProbe | None) -> Iterator[bytes]:
+    """All rows, and the probe that the head starts as."""
+    arrays = [*rows.values(), *((head.mean, head.std, head.weight, head.bias) if head else ())]
+    yield from (np.ascontiguousarray(array).tobytes() for array in arrays)
+
+
+class Run:
     """One run of :func:`finetune`, from the first step to the scores."""
 
     def __init__(
@@ -193,15 +208,18 @@ class _Run:
         self.dtype = _dtype(options.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
-    def train(self, quiet: bool, or_start: bool) -> None:
-        """All epochs; the best is kept."""
-        if or_start:
+    def train(self, quiet: bool, or_start: bool, halfway: Halfway) -> None:
+        """All epochs that are not done yet; the best is kept."""
+        done = halfway.take_up(self)
+        if or_start and not done:
             self.history.append({"epoch": 0} | self._offer(0))
         rate = f", rate {self.lr:g}" if len(self.options.rates) > 1 else ""
         with Progress(f"fine-tuning {self.name}{rate}", self.schedule.steps, "img", quiet) as progress:
-            for epoch in range(1, self.schedule.epochs + 1):
+            progress.start_from(self.schedule.steps_of(done))
+            for epoch in range(done + 1, self.schedule.epochs + 1):
                 loss, factor = self._train(epoch, progress)
                 self.history.append({"epoch": epoch, "loss": loss, "lr": self.lr * factor} | self._offer(epoch))
+                halfway.save(self, epoch)
 
     def result(self) -> Finetuned:
         """The best epoch scores the test rows: once."""

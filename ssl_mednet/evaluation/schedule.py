@@ -55,6 +55,10 @@ class Schedule:
     def _per_epoch(self) -> int:
         return self.passes * len(_batches(self.rows, self.batch_size))
 
+    def steps_of(self, epochs: int) -> int:
+        """How many steps so many epochs have."""
+        return min(self.steps, epochs * self._per_epoch)
+
     def epoch(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
         """The steps of an epoch (from 1): number of each step (from 0) and its rows, ``[B]``."""
         step = (number - 1) * self._per_epoch

@@ -63,8 +63,8 @@ def test_of_several_rates_the_best_on_val_is_taken_and_nothing_else_changes(
     task: LabelledSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights, scored = weights_of("random:test_resnet"), []
-    logits = module._Run._logits
-    monkeypatch.setattr(module._Run, "_logits", lambda run, rows: scored.append(len(rows)) or logits(run, rows))
+    logits = module.Run._logits
+    monkeypatch.setattr(module.Run, "_logits", lambda run, rows: scored.append(len(rows)) or logits(run, rows))
     alone = {lr: run(weights, task, lr=lr) for lr in (1e-9, 1e-2)}
     best = {lr: max(line["val_auroc"] for line in result.history) for lr, result in alone.items()}
     assert best[1e-2] > best[1e-9]
