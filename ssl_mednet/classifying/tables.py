@@ -114,7 +114,10 @@ def earlier(path: Path | None, model: Model, resume: bool) -> list[Prediction]:
         raise UserError(f"{partial}: is of a model with other classes", "remove it, or name another --out")
     whole = [cells for cells in lines[1:] if len(cells) == len(lines[0])]  # a kill may have cut the last one off
     refused = {cells[0] for cells in whole if cells[-1]}
-    rows = [_row(model, cells) for cells in whole if not cells[-1]]
+    try:
+        rows = [_row(model, cells) for cells in whole if not cells[-1]]
+    except ValueError as error:
+        raise UserError(f"{partial}: was changed, a number in it is none ({error})", "remove it") from error
     return [row for row in rows if row.file not in refused and row.file != rows[-1].file]
 
 

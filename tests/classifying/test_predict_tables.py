@@ -18,6 +18,7 @@ from xray_phantoms import xray
 from ssl_mednet import predict
 from ssl_mednet.classifying import predict as verb
 from ssl_mednet.classifying.fit import Fitted
+from ssl_mednet.classifying.model import load_model
 from ssl_mednet.classifying.predict import Prediction
 from ssl_mednet.cli import app
 from ssl_mednet.errors import DataError, UserError
@@ -203,6 +204,11 @@ def test_what_is_resumed_is_of_this_model_and_a_table(fitted: Fitted, tmp_path: 
     with pytest.raises(UserError, match="other classes"):
         predict(fitted.folder, [source], tmp_path / "p.csv", quiet=True, resume=True)
     assert "a.png" in partial.read_text()
+    head = ["file", "index", "predicted", *(f"p_{c}" for c in load_model(fitted.folder).classes)]
+    head += ["distance", "unlike_training", "refused"]
+    partial.write_text(",".join(head) + "\na.png" + "," * (len(head) - 1) + "\n")
+    with pytest.raises(UserError, match="was changed"):
+        predict(fitted.folder, [source], tmp_path / "p.csv", quiet=True, resume=True)
     for out in (None, tmp_path / "p.json"):
         with pytest.raises(UserError, match=r"\.csv"):
             predict(fitted.folder, [source], out, quiet=True, resume=True)
