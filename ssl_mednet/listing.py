@@ -6,8 +6,10 @@ import re
 from collections.abc import Callable
 from fnmatch import fnmatch
 from itertools import takewhile
+from typing import Any
 
 from ssl_mednet.errors import UserError, did_you_mean
+from ssl_mednet.registry import Registry
 
 
 def listing(what: str, pattern: str = "") -> list[str]:
@@ -59,25 +61,30 @@ def _methods(pattern: str) -> list[tuple[str, str]]:
         kinds = "/".join(sorted(cls.backbone_kinds))
         apart = f" Several processes: {cls.across_processes}" if cls.across_processes else ""
         rows.append((name, f"[{kinds}] {_first_line(cls.__doc__)}{apart}"))
-    return rows + [(name, f"does not load: {reason}") for name, reason in METHODS.broken.items()]
+    return rows + _broken(METHODS)
 
 
 def _policies(pattern: str) -> list[tuple[str, str]]:
     from ssl_mednet.augment.policy import POLICIES
 
-    return [(name, _first_line(POLICIES.get(name).doc)) for name in POLICIES]
+    return [(name, _first_line(POLICIES.get(name).doc)) for name in POLICIES] + _broken(POLICIES)
 
 
 def _augmentations(pattern: str) -> list[tuple[str, str]]:
     from ssl_mednet.augment.ops import OPS
 
-    return [(name, _first_line(OPS.get(name).__doc__)) for name in OPS]
+    return [(name, _first_line(OPS.get(name).__doc__)) for name in OPS] + _broken(OPS)
 
 
 def _protocols(pattern: str) -> list[tuple[str, str]]:
     from ssl_mednet.evaluation.bench import PROTOCOLS
 
-    return [(name, _first_line(PROTOCOLS.get(name).run.__doc__)) for name in PROTOCOLS]
+    return [(name, _first_line(PROTOCOLS.get(name).run.__doc__)) for name in PROTOCOLS] + _broken(PROTOCOLS)
+
+
+def _broken(registry: Registry[Any]) -> list[tuple[str, str]]:
+    """What is installed for a registry and left out."""
+    return [(name, f"does not load: {reason}") for name, reason in registry.broken.items()]
 
 
 def _modalities(pattern: str) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -77,7 +78,8 @@ def read_yaml(
         raise RecipeError(f"{where}: must hold keys and values, not a {type(config).__name__}")
     try:
         given = OmegaConf.from_dotlist(_check_overrides(overrides or []))
-        _forget_other_method(config, given)
+        if kind == "recipes":
+            _forget_other_method(config, given)
         config = OmegaConf.merge(config, given)
         content = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, ValueError, YAMLError) as error:
@@ -90,6 +92,8 @@ def read_yaml(
 
 def _forget_other_method(config: Any, given: Any) -> None:
     """Another method than that of the file begins with its own settings, not those in the file."""
+    if isinstance(config.get("method"), str):  # else a setting on the command line would take the place of the name
+        config.method = {"name": config.method}
     was, named = (one.get("method") for one in (config, given))
     if OmegaConf.is_dict(was) and OmegaConf.is_dict(named) and named.get("name", was.get("name")) != was.get("name"):
         config.method = {}
@@ -108,7 +112,8 @@ def _check_overrides(overrides: list[str]) -> list[str]:
     for text in overrides:
         if "=" not in text or text.startswith("="):
             raise RecipeError(f"{text!r} is no override", "write key=value, for example train.steps=200")
-    return overrides
+    # A word would take the place of ``method.KEY=VALUE`` before it, and one after it that of the word.
+    return [re.sub(r"^method=(?=\w+$)", "method.name=", text) for text in overrides]
 
 
 def parse(model: type[B], content: dict[str, Any], where: str, prefix: str = "") -> B:
@@ -227,7 +232,11 @@ def with_all_settings(recipe: Recipe) -> Recipe:
     """
     from ssl_mednet.methods import METHODS
 
-    settings = parse(METHODS.get(recipe.method.name).Config, recipe.method.settings, "", prefix="method")
+    config = METHODS.get(recipe.method.name).Config
+    if "name" in config.model_fields:
+        raise RecipeError(f"method {recipe.method.name!r} has a setting 'name': that is the method's own key")
+    settings = parse(config, recipe.method.settings, "", prefix="method")
+    _refuse_non_finite(settings.model_dump(), "method")  # its own defaults too: a recipe could not be read again
     filled = {"name": recipe.method.name} | settings.model_dump(mode="json")
     return recipe.model_copy(update={"method": MethodSection.model_validate(filled)})
 

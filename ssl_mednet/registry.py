@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import traceback
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ssl_mednet.errors import RecipeError, did_you_mean
 
@@ -17,17 +18,26 @@ class Registry(Generic[T]):
     """Named things of one kind.
 
     Another package adds its own by importing the decorator, or without being imported at all through an entry point
-    in the group ``ssl_mednet.<kind>s``; entry points are loaded when a name is first asked for.
+    in the group ``ssl_mednet.<kind>s``; entry points are loaded when a name is first asked for. One that does not load,
+    or has a name that is taken, is left out and named among the broken ones.
 
     Args:
         kind: what is registered, in the singular; used in messages and in the entry-point group.
         builtin: modules of this package whose import registers the built-in ones.
+        wanted: whether what an entry point gives is of this kind.
+        plural: of ``kind``, where an s alone does not make it.
     """
 
-    def __init__(self, kind: str, builtin: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        kind: str,
+        builtin: tuple[str, ...] = (),
+        wanted: Callable[[Any], bool] = lambda item: True,
+        plural: str = "",
+    ) -> None:
         self.kind = kind
-        self.group = f"ssl_mednet.{kind.replace(' ', '_')}s"
-        self._builtin = builtin
+        self.group = f"ssl_mednet.{plural or kind + 's'}"
+        self._builtin, self._wanted = builtin, wanted
         self._items: dict[str, T] = {}
         self._broken: dict[str, str] = {}
         self._loaded = False
@@ -72,24 +82,45 @@ class Registry(Generic[T]):
 
     @property
     def broken(self) -> dict[str, str]:
-        """Entry points that failed to load, with the reason: one bad plug-in must not stop the rest."""
+        """Entry points that are left out, with the reason: one bad plug-in must not stop the rest."""
         self._load()
         return dict(self._broken)
 
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
         for module in self._builtin:
             importlib.import_module(module)
+        self._loaded = True
         for point in importlib.metadata.entry_points(group=self.group):
+            before = dict(self._items)
             try:
-                item = point.load()
-            except Exception as error:
-                self._broken[point.name] = f"{type(error).__name__}: {error}"
-                log.warning("%s %r from %s does not load: %s", self.kind, point.name, point.value, error)
-                continue
-            self._items.setdefault(point.name, item)
+                self._add(point.name, point.load(), before)
+            except (Exception, SystemExit) as error:
+                self._items = before  # without what a module registered before it failed
+                said = f"{type(error).__name__}: {error} ({_place(error)}{point.value})"
+                self._broken[point.name] = said
+                log.warning("%s %r does not load: %s", self.kind, point.name, said)
+
+    def _add(self, name: str, item: Any, before: dict[str, T]) -> None:
+        """What an entry point gives, or what its module registered under that name; a name is taken once."""
+        known = self._wanted(item)
+        if self._items.get(name) is not before.get(name) or (name in before and not known):
+            return  # by the decorator, which may stand before a function that makes the thing
+        if name in before and _origin(before[name]) != _origin(item):
+            raise ValueError(f"{self.kind} {name!r} is already registered by {_origin(before[name])}")
+        if not known:
+            raise TypeError(
+                f"{_origin(item)} is no {self.kind}; where a decorator registers it, name the entry point so"
+            )
+        self._items[name] = item
+
+
+def _place(error: BaseException) -> str:
+    """File and line in which an error was raised; empty where that is the machinery of imports."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    last = frames[-1] if frames else None
+    return f"{last.filename}:{last.lineno}, " if last and last.filename != __file__ else ""
 
 
 def _origin(item: object) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from ssl_mednet.errors import RecipeError
+from ssl_mednet.methods import METHODS, MethodConfig
 from ssl_mednet.recipe import load_recipe
 from ssl_mednet.schema import Recipe
 from ssl_mednet.shipped import find_shipped, list_shipped, shipped_folder
@@ -140,3 +143,28 @@ def test_a_file_in_the_working_directory_comes_before_a_shipped_one(tmp_path: Pa
     Path("mae_gray.yaml").write_text(shipped.read_text().replace("name: mae_gray", "name: mine"))
     assert load_recipe("mae_gray.yaml").name == "mine"
     assert load_recipe("mae_gray").name == "mine"
+
+
+@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_method_and_its_settings_go_together_in_any_order(inline: bool, last: bool) -> None:
+    recipe: dict[str, Any] = {"data": {"source": "phantoms:gray"}, "method": "mae" if inline else {"name": "mae"}}
+    said = ["method=byol", "method.hidden_dim=32"]
+    method = load_recipe(recipe, said[::-1] if last else said).method
+    assert (method.name, method.settings["hidden_dim"]) == ("byol", 32)
+    kept = load_recipe(recipe | {"method": "byol" if inline else {"name": "byol"}}, ["method.hidden_dim=32"]).method
+    assert (kept.name, kept.settings["hidden_dim"]) == ("byol", 32)
+
+
+def test_settings_that_a_recipe_cannot_hold_are_refused_before_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(MethodConfig):
+        cap: float = math.inf
+
+    class Named(MethodConfig):
+        name: str = ""
+
+    recipe = {"data": {"source": "phantoms:gray"}, "method": {"name": "byol"}}
+    for config, says in ((Endless, r"method\.cap: must be a finite number"), (Named, "setting 'name'")):
+        monkeypatch.setattr(METHODS.get("byol"), "Config", config)
+        with pytest.raises(RecipeError, match=says):
+            load_recipe(recipe)

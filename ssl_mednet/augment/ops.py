@@ -21,11 +21,12 @@ _PHYSICS = ("ct", "illuminant", "jpeg", "kspace", "mri", "oct", "optics", "pet",
 OPS: Registry[type[RowOp]] = Registry(
     "augmentation",
     builtin=("ssl_mednet.augment.intensity", *(f"ssl_mednet.augment.physics.{name}" for name in _PHYSICS)),
+    wanted=lambda item: isinstance(item, type) and issubclass(item, RowOp),
 )
 # Images ``[B, C, H, W]`` in [0, 1] and their sizes ``[B, 2]`` to ``[B, 1, H, W]``: 1 where ops may act.
 Mask = Callable[[Tensor, Tensor], Tensor]
 MASKS: Registry[Mask] = Registry(
-    "mask", builtin=("ssl_mednet.augment.physics.ultrasound", "ssl_mednet.augment.physics.fundus")
+    "mask", builtin=("ssl_mednet.augment.physics.ultrasound", "ssl_mednet.augment.physics.fundus"), wanted=callable
 )
 R = TypeVar("R", bound="type[RowOp]")
 
@@ -53,7 +54,8 @@ class RowOp(IntensityAugmentationBase2D):
     """
 
     numbers: ClassVar[int]
-    # "window": on the stored values' window; "source": on the whole image before the crop; "view": on the view.
+    # "window": on the stored values' window, by ``change_window`` as random_window has it;
+    # "source": on the whole image before the crop; "view": on the view.
     stage: ClassVar[str] = "view"
     # Whether ``params["place"]`` ([B, H, W, 2], where in the whole image each pixel lies, in [0, 1]) is wanted.
     uses_place: ClassVar[bool] = False

@@ -53,7 +53,9 @@ class Policy:
         return cls(channels, turns, meaning, Geometry(**FLIPS[turns], **more), ops, **rest)  # type: ignore[arg-type]
 
 
-POLICIES: Registry[Policy] = Registry("policy", builtin=("ssl_mednet.augment.policies",))
+POLICIES: Registry[Policy] = Registry(
+    "policy", ("ssl_mednet.augment.policies",), lambda item: isinstance(item, Policy), plural="policies"
+)
 BY_MODALITY, NATURAL = "by_modality", "natural"
 FLIPS: dict[str, dict[str, Any]] = {
     "none": {"horizontal_flip": 0.0, "vertical_flip": 0.0, "quarter_turns": False},
@@ -114,9 +116,13 @@ def build(name: str, strength: float, override: dict[str, Any] | None = None) ->
         op = create_op(op_name, settings, strength)
         if policy.channels == "gray" and _needs_color(op):
             raise RecipeError(f"policy {name!r} is for gray images, augmentation {op_name!r} acts on color")
+        stage = getattr(op, "stage", "view")
+        if stage not in stages or (stage == "window" and not hasattr(op, "change_window")):
+            known = "view, source, or window with a method change_window as random_window has"
+            raise RecipeError(f"augmentation {op_name!r} ({type(op).__module__}): its stage {stage!r} cannot be", known)
         if strength > 0:
             columns = slice(used, used + numbers_of(op))
-            stages[getattr(op, "stage", "view")].append(Slot(op_name, op, columns))
+            stages[stage].append(Slot(op_name, op, columns))
             used = columns.stop
     mask = MASKS.get(policy.mask) if policy.mask else None
     return BuiltPolicy(name, policy.geometry.scaled(strength), policy.crop, mask, used, **stages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +107,8 @@ class ViewMaker(nn.Module):
             mask = None
             if policy.mask is not None:
                 own = batch if len(rows) == len(batch) else batch.take(rows)
-                mask = Pyramid(policy.mask(own.unit(), own.sizes))
+                seen = own.unit()
+                mask = Pyramid(policy.mask(seen, own.sizes).to(seen.dtype))
             groups.append(Group(policy, rows, mask))
         return groups
 
@@ -244,7 +245,7 @@ def rewindow(scene: Scene, group: Group) -> None:
     own = scene.pictures_of(group)
     rows = scene.rows.to(scene.window.device, non_blocking=True)
     for name, op, columns in group.policy.window:
-        assert isinstance(op, RandomWindow)
+        op = cast(RandomWindow, op)  # or another with a method change_window
         index, numbers = choose(op, scene.u[own, columns], scene.window.device)
         there = index + own.start
         measured = scene.batch.hounsfield[rows[there]]

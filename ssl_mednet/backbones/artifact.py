@@ -130,7 +130,10 @@ def load_backbone(path: str | Path) -> nn.Module:
     try:
         model = create_backbone(config["architecture"], config["model_args"])
         model.load_state_dict(state, strict=True)
-    except (RuntimeError, KeyError, RecipeError) as error:
+    except RecipeError as error:
+        hint = f"{error.hint}; or the package that registers it is not installed".removeprefix("; or ")
+        raise ArtifactError(f"{folder}: {error.message}", hint) from error
+    except (RuntimeError, KeyError) as error:
         raise ArtifactError(f"{folder}: the weights do not fit {CONFIG}: {error}") from error
     section = config["ssl_mednet"]["preprocessing"]
     preprocessing = Preprocessing(

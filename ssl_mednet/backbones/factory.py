@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from contextlib import nullcontext
+from importlib import metadata
 from typing import Any, Literal
 
 import timm
@@ -154,8 +156,9 @@ def _refusal(architecture: str, said: str, image_size: int) -> tuple[str, int]:
     """Why not, and the size that its weights were made for. ``said`` are the arguments, as JSON."""
     args = json.loads(said)
     net = create_backbone(architecture, args, meta=True)
-    config: Any = net.pretrained_cfg
-    return takes(net, args.get("in_chans", 3), image_size), int(config["input_size"][-1])
+    config: Any = getattr(net, "pretrained_cfg", None) or {}  # that of a plug-in may have none
+    native = config.get("input_size") or (3, image_size, image_size)
+    return takes(net, args.get("in_chans", 3), image_size), int(native[-1])
 
 
 def _small_stem(model: nn.Module) -> dict[str, Any]:
@@ -174,5 +177,17 @@ def _meta(architecture: str) -> nn.Module:
 
 def _check_name(architecture: str) -> None:
     if not timm.is_model(architecture.split(".")[0]):
+        _import_plugins()
+    if not timm.is_model(architecture.split(".")[0]):
         hint = did_you_mean(architecture, timm.list_models()) or "see `ssl-mednet list backbones`"
         raise RecipeError(f"timm has no backbone {architecture!r}", hint)
+
+
+@functools.cache
+def _import_plugins() -> None:
+    """Import what entry points in the group ``ssl_mednet.backbones`` name: modules that register nets with timm."""
+    for point in metadata.entry_points(group="ssl_mednet.backbones"):
+        try:
+            point.load()
+        except Exception as error:  # one bad plug-in must not stop the rest
+            logging.getLogger(__name__).warning("backbones from %s do not load: %s", point.value, error)

@@ -129,7 +129,9 @@ class Protocol:
     corrupted: bool = False
 
 
-PROTOCOLS: Registry[Protocol] = Registry("protocol", builtin=("ssl_mednet.evaluation.protocols",))
+PROTOCOLS: Registry[Protocol] = Registry(
+    "protocol", ("ssl_mednet.evaluation.protocols",), lambda item: isinstance(item, Protocol)
+)
 Run = Callable[[Bench, Job], Outcome]
 
 

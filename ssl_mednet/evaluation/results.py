@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -46,7 +48,15 @@ def row_key(bench: Bench, job: Job) -> str:
     suite = bench.suite.model_dump(mode="json")
     options = {name: suite[name] for name in (*PROTOCOLS.get(job.protocol).options, "seed", "resamples", "strengths")}
     said = [FORMAT, identity(bench.weights), bench.task.fingerprint, bench.task.ordinal, asdict(job), options]
+    if code := _foreign_code(PROTOCOLS.get(job.protocol).run):
+        said.append(code)
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _foreign_code(run: Callable[..., Any]) -> str:
+    """Digest of the file that a protocol of another package stands in, so that rows of other code are made anew."""
+    file = inspect.getsourcefile(run) if not run.__module__.startswith("ssl_mednet.") else None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 
 def make_row(bench: Bench, job: Job, outcome: Outcome, key: str) -> tuple[Row, dict[str, np.ndarray]]:

@@ -14,7 +14,9 @@ from ssl_mednet.draws import Draws
 from ssl_mednet.registry import Registry
 
 METHODS: Registry[type[Method]] = Registry(
-    "method", builtin=("ssl_mednet.methods.simclr", "ssl_mednet.methods.byol", "ssl_mednet.methods.mae")
+    "method",
+    builtin=("ssl_mednet.methods.simclr", "ssl_mednet.methods.byol", "ssl_mednet.methods.mae"),
+    wanted=lambda item: isinstance(item, type) and issubclass(item, Method),
 )
 M = TypeVar("M", bound="type[Method]")
 
@@ -98,6 +100,9 @@ class Method(nn.Module):
             batches is not one large batch; empty where the loss is a mean over images.
         across_processes: why the gradients of several processes, averaged, are not those of one process with the whole
             batch; empty where they are, which the contract test checks.
+
+    What it knows beside its weights (a queue, a centre, a counter) are buffers, of one shape from the start:
+    checkpoints keep those of the first process, so that of several processes all must hold the same (gather first).
 
     A loss over embeddings can be split in two, so that a large batch goes through the net in chunks
     (``optim.cache_chunk``): then ``training_step`` is ``compare(embed(views, batch), batch)``.

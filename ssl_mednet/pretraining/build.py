@@ -54,7 +54,10 @@ def build_views(recipe: Recipe, specs: Sequence[View], mean: tuple[float, ...], 
     """What makes the views of a recipe for a method that wants ``specs``."""
     augment = recipe.augment
     if augment.min_crop is not None:
-        specs = [replace(view, scale=(augment.min_crop, view.scale[1])) for view in specs]
+        whole = (augment.min_crop, 1.0)  # small crops of a method that wants some are what they are
+        specs = [
+            replace(v, scale=(whole[0], v.scale[1])) if v.size == 1 and whole[0] < v.scale[1] else v for v in specs
+        ]
     return ViewMaker(specs, augment.policy, augment.strength, recipe.data.image_size, mean, std, augment.override)
 
 

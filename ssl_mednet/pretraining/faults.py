@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_mednet.errors import TrainingError
 from ssl_mednet.pretraining.module import PretrainModule
@@ -62,10 +62,11 @@ class BadSteps(pl.Callback):
         step, images = batch
         if step % trainer.accumulate_grad_batches == 0:
             self._batches, self._losses = [], []
-            buffers = list(pl_module.method.buffers())
+            buffers = dict(pl_module.method.named_buffers())
             if not self._kept:
-                self._kept = [torch.empty_like(buffer) for buffer in buffers]
-            _copy(self._kept, buffers)
+                self._kept = [torch.empty_like(buffer) for buffer in buffers.values()]
+            _refuse_other_shapes(buffers, self._kept, pl_module.method)
+            _copy(self._kept, list(buffers.values()))
         self._batches.append((step, images.rows.tolist()))
 
     def on_train_batch_end(
@@ -115,6 +116,17 @@ class BadSteps(pl.Callback):
             f"`ssl-mednet pretrain --replay {bundle}` shows the first of them again; a lower optim.lr, "
             "optim.clip or train.precision=float32 most often helps: --resume --allow-changes with them",
         )
+
+
+def _refuse_other_shapes(buffers: dict[str, Tensor], kept: list[Tensor], method: nn.Module) -> None:
+    """State is put back after a bad update, and into a method that was made anew: it has one shape from the start."""
+    hint = "register_buffer() with the shape that it will have; rows that are not filled yet can be zero"
+    if len(buffers) != len(kept):
+        raise TrainingError(f"{type(method).__name__}: its buffers are other ones than at the first step", hint)
+    for (name, buffer), before in zip(buffers.items(), kept, strict=True):
+        if buffer.shape != before.shape:
+            shapes = f"{list(before.shape)} at the first step and {list(buffer.shape)} now"
+            raise TrainingError(f"{type(method).__name__}: its buffer {name!r} has the shape {shapes}", hint)
 
 
 @torch.no_grad()

@@ -63,6 +63,8 @@ def write_header(
     with replacing(path) as temporary:
         temporary.write_text(text)
     packages = ("ssl-mednet", "torch", "torchvision", "pytorch-lightning", "lightly", "timm", "kornia", "numpy")
+    groups = [g for g in metadata.entry_points().groups if g.startswith("ssl_mednet.")]
+    plugins = [p.dist for group in groups for p in metadata.entry_points(group=group) if p.dist]
     environment = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -72,7 +74,7 @@ def write_header(
         "precision": resolve_precision(recipe),
         "update": update,
         "images_by_policy": dict(policies),
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {name: metadata.version(name) for name in packages} | {d.name: d.version for d in plugins},
     }
     write_json(folder / ENVIRONMENT, environment)
     if corpus.meta["skipped"] and not (folder / QUARANTINE).exists():

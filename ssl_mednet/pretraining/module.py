@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from ssl_mednet.augment.views import ViewMaker
 from ssl_mednet.backbones.depthwise import quicken
 from ssl_mednet.backbones.optim import cosine_with_warmup, create_optimizer
 from ssl_mednet.draws import Draws, stable_hash
+from ssl_mednet.errors import TrainingError
 from ssl_mednet.imaging.batch import ImageBatch
 from ssl_mednet.methods import Batch, Method, StepOutput
 from ssl_mednet.pretraining.chunks import step_in_chunks
@@ -72,6 +74,7 @@ class PretrainModule(pl.LightningModule):
             self.output = step_in_chunks(self.method, images, size, prepare, self.about(step, images))
         else:
             self.output = self.method.training_step(*self.prepare(step, images))
+        _check_output(self.output, self.method)
         return self.output.loss
 
     def averages(self) -> dict[str, float]:
@@ -137,3 +140,20 @@ class PretrainModule(pl.LightningModule):
             return  # in fp16 a gradient was beyond the range, and the scaler has skipped the update
         # Lightning counts the step only after this hook.
         self.method.after_step((self.trainer.global_step + 1) / self.total_steps)
+
+
+def _check_output(output: Any, method: Method) -> None:
+    """What a method of someone's own may get wrong, said in its terms."""
+    wrong = ""
+    if not isinstance(output, StepOutput):
+        wrong = f"a {type(output).__name__}, not a StepOutput"
+    elif not isinstance(output.loss, Tensor) or output.loss.numel() != 1:
+        wrong = "a loss that is no scalar tensor"
+    elif "loss" in output.metrics:
+        wrong = "a metric 'loss', which is the name of the loss"
+    else:
+        names = [name for name, value in output.metrics.items() if not isinstance(value, Tensor) or value.numel() != 1]
+        wrong = f"the metric {names[0]!r}, which is no scalar tensor" if names else ""
+    if wrong:
+        file = inspect.getsourcefile(type(method)) or type(method).__module__
+        raise TrainingError(f"{type(method).__name__} ({file}): its step gives {wrong}")

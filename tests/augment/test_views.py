@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_mednet.augment.ops import MASKS
+from ssl_mednet.augment.ops import MASKS, OPS, RowOp
 from ssl_mednet.augment.policy import POLICIES, build, check_augment, overridden
 from ssl_mednet.augment.views import ViewMaker, resize
 from ssl_mednet.draws import Draws
@@ -302,3 +302,27 @@ def test_quantities_and_sides_are_left_alone_by_default() -> None:
         if name in ("xray", "ct", "ultrasound", "oct"):
             assert policy.geometry.vertical_flip == 0.0, name
     assert set(MODALITIES) <= set(POLICIES)
+
+
+def test_an_op_of_someone_that_cannot_act_at_its_stage_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(RowOp):
+        numbers = 1
+        stage = "window"
+
+    monkeypatch.setitem(OPS._items, "own", Own)
+    with pytest.raises(RecipeError, match=r"'own' \(test_views\): its stage 'window' cannot be"):
+        build("xray", 1.0, {"ops": {"own": {}}})
+    monkeypatch.setattr(Own, "stage", "views")
+    with pytest.raises(RecipeError, match="its stage 'views' cannot be"):
+        build("xray", 1.0, {"ops": {"own": {}}})
+
+
+def test_a_mask_may_be_true_and_false(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = batch(4, modality="ultrasound")
+    expected = maker()(given, Draws(0, 0, given.rows))
+    real = MASKS.get("fan")
+    monkeypatch.setitem(MASKS._items, "fan", lambda images, sizes: real(images, sizes) > 0.5)
+    soft = real(given.unit(), given.sizes)
+    assert ((soft == 0) | (soft == 1)).all()
+    for view, wanted in zip(maker()(given, Draws(0, 0, given.rows)), expected, strict=True):
+        assert torch.equal(view, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from ssl_mednet.data.labelled import LabelledSet
 from ssl_mednet.errors import ArtifactError, DataError
 from ssl_mednet.evaluation import features as features_module
 from ssl_mednet.evaluation import protocols as protocols_module
+from ssl_mednet.evaluation import results as results_module
 from ssl_mednet.evaluation import run as run_module
+from ssl_mednet.evaluation.bench import PROTOCOLS
 from ssl_mednet.evaluation.names import file_stem
 from ssl_mednet.evaluation.results import Store
 from ssl_mednet.evaluation.run import Results
@@ -326,3 +329,16 @@ def test_the_gallery_shows_test_images_their_neighbours_and_the_mistakes(results
     wrong = kept["scores"].argmax(axis=1) != kept["targets"]
     worst = kept["rows"][wrong][np.argsort(-kept["scores"][wrong].max(axis=1), kind="stable")][:24]
     assert set(worst.tolist()) <= known
+
+
+def test_a_row_of_a_protocol_of_someone_is_made_anew_when_its_code_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "protocol_of_a_test.py"
+    file.write_text("def run(bench, job): ...\n")
+    run = importlib.import_module(file.stem).run
+    before = results_module._foreign_code(run)
+    file.write_text("def run(bench, job): return 1\n")
+    assert before != results_module._foreign_code(run) != ""
+    assert {results_module._foreign_code(PROTOCOLS.get(name).run) for name in PROTOCOLS} == {""}

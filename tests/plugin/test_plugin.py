@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -45,6 +46,8 @@ def test_it_trains_from_a_recipe(installed: dict[str, str], tmp_path: Path) -> N
     )
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "run" / "backbone" / "model.safetensors").is_file()
+    packages = json.loads((tmp_path / "run" / "environment.json").read_text())["packages"]
+    assert "mednet-simsiam" in {name.replace("_", "-") for name in packages}
     wrong = run(installed, "pretrain", "--recipe", str(HERE / "simsiam.yaml"), "method.hidden_dims=3")
     assert wrong.returncode == 2
     assert "did you mean 'hidden_dim'" in wrong.stderr
