@@ -167,7 +167,7 @@ def _section(model: type[BaseModel], loc: list[str]) -> type[BaseModel]:
 def _check_together(recipe: Recipe) -> Recipe:
     """What no single section can know: that method, backbone, data and augmentation fit each other."""
     from ssl_mednet.augment.policy import check_augment
-    from ssl_mednet.backbones.factory import backbone_kind, can_checkpoint, check_size, create_backbone
+    from ssl_mednet.backbones.factory import backbone_kind, can_checkpoint, check_size, create_backbone, takes
     from ssl_mednet.backbones.optim import check_optimizer
     from ssl_mednet.backbones.whiten import can_whiten
     from ssl_mednet.imaging.modality import CHANNEL_COUNT, modality
@@ -201,6 +201,12 @@ def _check_together(recipe: Recipe) -> Recipe:
     net = create_backbone(backbone.name, args, meta=True)
     for size in (data.image_size, data.used_size or data.image_size):
         check_size(backbone.name, args, size, fixed=bool(backbone.weights))
+    for size in {round(data.image_size * view.size) for view in method.views if view.size != 1}:
+        if why := takes(net, channels, size):
+            said = (
+                f"method {recipe.method.name!r} has views of {size} pixels, which {backbone.name!r} cannot take: {why}"
+            )
+            raise RecipeError(said, "backbone.args.dynamic_img_size=true where it is a ViT of timm, or a CNN")
     if recipe.optim.cache_chunk and not method.can_split():
         able = ", ".join(name for name in METHODS if METHODS.get(name).can_split())
         raise RecipeError(
