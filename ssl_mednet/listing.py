@@ -65,9 +65,11 @@ def _methods(pattern: str) -> list[tuple[str, str]]:
 
 
 def _policies(pattern: str) -> list[tuple[str, str]]:
+    from ssl_mednet.augment.ops import MASKS
     from ssl_mednet.augment.policy import POLICIES
 
-    return [(name, _first_line(POLICIES.get(name).doc)) for name in POLICIES] + _broken(POLICIES)
+    rows = [(name, _first_line(POLICIES.get(name).doc)) for name in POLICIES]
+    return rows + _broken(POLICIES) + _broken(MASKS)
 
 
 def _augmentations(pattern: str) -> list[tuple[str, str]]:
@@ -96,10 +98,13 @@ def _modalities(pattern: str) -> list[tuple[str, str]]:
 def _backbones(pattern: str) -> list[tuple[str, str]]:
     import timm
 
+    from ssl_mednet.backbones.factory import import_plugins
+
+    broken = [(name, f"does not load: {reason}") for name, reason in import_plugins().items()]
     names = timm.list_models(_loosely(pattern))
     if not names:
         raise UserError(f"timm has no backbone that matches {pattern!r}", "try '*resnet*'")
-    return [(name, "") for name in names]
+    return [(name, "") for name in names] + broken
 
 
 def _datasets(pattern: str) -> list[tuple[str, str]]:

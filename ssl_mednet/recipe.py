@@ -113,7 +113,7 @@ def _check_overrides(overrides: list[str]) -> list[str]:
         if "=" not in text or text.startswith("="):
             raise RecipeError(f"{text!r} is no override", "write key=value, for example train.steps=200")
     # A word would take the place of ``method.KEY=VALUE`` before it, and one after it that of the word.
-    return [re.sub(r"^method=(?=\w+$)", "method.name=", text) for text in overrides]
+    return [re.sub(r"^method=(?=[\w.-]+$)", "method.name=", text) for text in overrides]
 
 
 def parse(model: type[B], content: dict[str, Any], where: str, prefix: str = "") -> B:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
@@ -93,20 +94,28 @@ class Registry(Generic[T]):
             importlib.import_module(module)
         self._loaded = True
         for point in importlib.metadata.entry_points(group=self.group):
-            before = dict(self._items)
+            before, fresh = dict(self._items), point.module not in sys.modules
             try:
-                self._add(point.name, point.load(), before)
+                try:
+                    item = point.load()
+                except (Exception, SystemExit):
+                    self._items = before  # without what a module registered before it failed
+                    raise
+                self._add(point.name, item, before, fresh)
             except (Exception, SystemExit) as error:
-                self._items = before  # without what a module registered before it failed
                 said = f"{type(error).__name__}: {error} ({_place(error)}{point.value})"
                 self._broken[point.name] = said
                 log.warning("%s %r does not load: %s", self.kind, point.name, said)
 
-    def _add(self, name: str, item: Any, before: dict[str, T]) -> None:
-        """What an entry point gives, or what its module registered under that name; a name is taken once."""
+    def _add(self, name: str, item: Any, before: dict[str, T], fresh: bool) -> None:
+        """What an entry point gives, or what its module registered under that name; a name is taken once.
+
+        Args:
+            before: what was known before the module was imported, if that is ``fresh``.
+        """
         known = self._wanted(item)
-        if self._items.get(name) is not before.get(name) or (name in before and not known):
-            return  # by the decorator, which may stand before a function that makes the thing
+        if self._items.get(name) is not before.get(name) or (name in before and not known and not fresh):
+            return  # by the decorator, now or earlier; it may stand before a function that makes the thing
         if name in before and _origin(before[name]) != _origin(item):
             raise ValueError(f"{self.kind} {name!r} is already registered by {_origin(before[name])}")
         if not known:

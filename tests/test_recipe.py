@@ -152,6 +152,8 @@ def test_a_method_and_its_settings_go_together_in_any_order(inline: bool, last: 
     said = ["method=byol", "method.hidden_dim=32"]
     method = load_recipe(recipe, said[::-1] if last else said).method
     assert (method.name, method.settings["hidden_dim"]) == ("byol", 32)
+    with pytest.raises(RecipeError, match="unknown method 'my-byol'"):
+        load_recipe(recipe, ["method.hidden_dim=32", "method=my-byol"])
     kept = load_recipe(recipe | {"method": "byol" if inline else {"name": "byol"}}, ["method.hidden_dim=32"]).method
     assert (kept.name, kept.settings["hidden_dim"]) == ("byol", 32)
 

@@ -114,9 +114,18 @@ def test_a_function_whose_decorator_registers_what_it_makes_is_no_mistake(
     things: Registry[int] = Registry("bound", wanted=lambda item: isinstance(item, int), plural="bounds_of_all")
     monkeypatch.setitem(sys.modules, "registry_of_test", SimpleNamespace(things=things))
     text = "from registry_of_test import things\ndef Thing(): ...\nthings.register('{}')(7)\n"
-    plugins(monkeypatch, tmp_path, "ssl_mednet.bounds_of_all", seven=text.format("seven"), other=text.format("third"))
+    plugins(
+        monkeypatch,
+        tmp_path,
+        "ssl_mednet.bounds_of_all",
+        seven=text.format("seven"),
+        other=text.format("third"),
+        eight="def Thing(): ...\n",
+    )
+    things.register("eight")(8)
     assert things.get("seven") == 7
-    assert list(things) == ["seven"]
+    assert list(things) == ["eight", "seven", "third"]
+    assert "already registered" in things.broken["eight"]
     assert "name the entry point so" in things.broken["other"]
     things._loaded = False  # imported before: the decorator does not come again
     assert things.get("seven") == 7
@@ -149,7 +158,7 @@ def test_a_backbone_of_another_package_is_found_and_one_that_fails_stops_nothing
     plugins(monkeypatch, tmp_path, "ssl_mednet.backbones", nets=net, broken="undefined\n")
     with pytest.raises(RecipeError, match="no backbone 'net_of_no_one'"):
         create_backbone("net_of_no_one", {})
-    factory._import_plugins.cache_clear()
+    factory.import_plugins.cache_clear()
     assert create_backbone("net_of_a_test", {"in_chans": 1})(torch.zeros(2, 1, 32, 32)).shape == (2, 4)
     factory.check_size("net_of_a_test", {"in_chans": 1}, 32)
     assert "broken:Thing" in caplog.text

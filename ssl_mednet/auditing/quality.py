@@ -23,7 +23,7 @@ from ssl_mednet.auditing.text import find_text
 from ssl_mednet.data.corpus import Corpus
 from ssl_mednet.errors import DataError
 from ssl_mednet.files import cache_folder, replacing
-from ssl_mednet.progress import Progress
+from ssl_mednet.progress import Dispensable, Progress
 
 MARKS = "quality.parquet"
 # Smaller than for an audit: a corpus of a million X-rays has half a thousand million pairs within ten bits.
@@ -217,7 +217,7 @@ def _across_volumes(pairs: Pairs, known: Records) -> Pairs:
 def _with_text(corpus: Corpus, known: Records, quiet: bool) -> np.ndarray:
     """Rows with burnt-in text, ``[K]``; what is found of a part is kept in the cache, as a row takes milliseconds."""
     windows, codecs = corpus.numbers("window"), corpus.numbers("codec")
-    found = [np.empty(0, np.int64)]
+    found, kept = [np.empty(0, np.int64)], Dispensable("what was found of text is")
     with (
         Progress("looking for text", len(corpus), "img", quiet) as progress,
         ThreadPoolExecutor(os.cpu_count() or 1) as threads,
@@ -226,14 +226,14 @@ def _with_text(corpus: Corpus, known: Records, quiet: bool) -> np.ndarray:
             rows = np.arange(start, min(start + _PART, len(corpus)))
             seen = b"".join(column[rows].tobytes() for column in (known.sha256, windows, codecs))
             path = cache_folder() / "text" / f"{_FORMAT}-{hashlib.sha256(seen).hexdigest()[:24]}.npy"
-            if not path.is_file():
-                texts = [
-                    _text_of(corpus, some, threads, progress)
-                    for some in np.split(rows, range(_BATCH, len(rows), _BATCH))
-                ]
-                with replacing(path) as temporary, temporary.open("wb") as file:
-                    np.save(file, np.concatenate(texts))
-            found.append(rows[np.load(path, allow_pickle=False)])
+            if path.is_file():
+                has = np.load(path, allow_pickle=False)
+            else:
+                batches = np.split(rows, range(_BATCH, len(rows), _BATCH))
+                has = np.concatenate([_text_of(corpus, some, threads, progress) for some in batches])
+                with kept, replacing(path) as temporary, temporary.open("wb") as file:
+                    np.save(file, has)
+            found.append(rows[has])
             progress.advance(int(rows[-1]) + 1 - progress.done)
     return np.concatenate(found)
 

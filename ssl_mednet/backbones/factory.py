@@ -177,17 +177,24 @@ def _meta(architecture: str) -> nn.Module:
 
 def _check_name(architecture: str) -> None:
     if not timm.is_model(architecture.split(".")[0]):
-        _import_plugins()
+        import_plugins()
     if not timm.is_model(architecture.split(".")[0]):
         hint = did_you_mean(architecture, timm.list_models()) or "see `ssl-mednet list backbones`"
         raise RecipeError(f"timm has no backbone {architecture!r}", hint)
 
 
 @functools.cache
-def _import_plugins() -> None:
-    """Import what entry points in the group ``ssl_mednet.backbones`` name: modules that register nets with timm."""
+def import_plugins() -> dict[str, str]:
+    """Import what entry points in the group ``ssl_mednet.backbones`` name: modules that register nets with timm.
+
+    Returns:
+        Those that do not load, with the reason.
+    """
+    broken = {}
     for point in metadata.entry_points(group="ssl_mednet.backbones"):
         try:
             point.load()
-        except Exception as error:  # one bad plug-in must not stop the rest
+        except (Exception, SystemExit) as error:  # one bad plug-in must not stop the rest
+            broken[point.name] = f"{type(error).__name__}: {error} ({point.value})"
             logging.getLogger(__name__).warning("backbones from %s do not load: %s", point.value, error)
+    return broken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -72,6 +73,13 @@ class Model:
         logits = (features @ self.weight.T + self.bias).double() / self.about["temperature"]
         logits = torch.nan_to_num(logits, nan=torch.nan)  # softmax of +inf is not a number; of the largest it is 1
         return (torch.sigmoid(logits) if self.about["multilabel"] else torch.softmax(logits, dim=1)).numpy()
+
+    def digest(self) -> str:
+        """Of what its answers depend on: head, distances and description, which are of one net alone."""
+        digest = hashlib.sha256(json.dumps(self.about, sort_keys=True, default=str).encode())
+        for array in (self.weight.numpy(), self.bias.numpy(), *self.unlike.arrays().values()):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def decide(self, probabilities: np.ndarray) -> list[str]:
         """The class of each row of ``[B, K]``; of several findings those above their thresholds, joined by ``|``."""

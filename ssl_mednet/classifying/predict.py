@@ -46,7 +46,8 @@ def predict(
         out: where to write them, ``.csv`` or ``.json``. Nothing of a file but its name gets there. It is whole or not
             there; a run that ends early leaves what it has in ``NAME.partial.csv``, as the rows come.
         modality: of images that do not say their own; by default that of the training, where it had one alone.
-        resume: go on from ``NAME.partial.csv`` of this model: files that have all their rows there are not read again.
+        resume: go on from ``NAME.partial.csv`` of this model and modality: files that have all their rows there are not
+            read again, and their rows stay.
 
     Raises:
         ArtifactError: no model there, or a damaged one.
@@ -61,11 +62,12 @@ def predict(
     if modality:
         known_modality(modality)
     loaded = model if isinstance(model, Model) else load_model(model)
-    found = Predictions(earlier(path, loaded, resume))
+    said = f"{loaded.digest()} {modality}"
+    found = Predictions(earlier(path, loaded, resume, said))
     known, unlike = frozenset(row.file for row in found.rows), found.unlike
     sources = _prepared(files, found, quiet)
     with (
-        table(path, loaded, found) if path else nullcontext() as add,
+        table(path, loaded, found, said) if path else nullcontext() as add,
         Progress("predicting", None, "img", quiet) as progress,
     ):
         for batch in _batches(loaded, sources, modality, found, known):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -92,10 +91,18 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f"{path.stem}.partial{path.suffix}")
 
 
-def earlier(path: Path | None, model: Model, resume: bool) -> list[Prediction]:
+def _side(partial: Path) -> Path:
+    """The file that says what the rows of a partial table depend on."""
+    return partial.with_name(f"{partial.name}.model")
+
+
+def earlier(path: Path | None, model: Model, resume: bool, said: str) -> list[Prediction]:
     """The rows that a run which ended early left of files that it was done with; none where there was no such run.
 
     Files that it refused, or a part of, are not among them, nor is the last one, which may have more rows.
+
+    Args:
+        said: what the rows depend on: the model and the modality; rows of others are not gone on with.
 
     Raises:
         UserError: there are rows and they are not to be resumed, or they cannot be.
@@ -104,14 +111,16 @@ def earlier(path: Path | None, model: Model, resume: bool) -> list[Prediction]:
         raise UserError("--resume goes on with a table that --out names, .csv")
     if path is None or not (partial := partial_of(path)).is_file():
         return []
-    lines = [*csv.reader(io.StringIO(partial.read_text(encoding="utf-8"), newline=""))] if path.suffix == ".csv" else []
+    text = partial.read_text(encoding="utf-8", errors="replace")  # a kill may have cut a letter in two
+    lines = [*csv.reader(io.StringIO(text, newline=""))] if path.suffix == ".csv" else []
     if not (lines[1:] or (path.suffix != ".csv" and partial.stat().st_size)):
         return []
     if not resume:
         go_on = "--resume goes on with them; or " if path.suffix == ".csv" else ""
         raise UserError(f"{partial}: holds predictions of a run that ended early", f"{go_on}remove it")
-    if lines[0] != _head(model):
-        raise UserError(f"{partial}: is of a model with other classes", "remove it, or name another --out")
+    kept = _side(partial)
+    if lines[0] != _head(model) or not kept.is_file() or kept.read_text() != said:
+        raise UserError(f"{partial}: is of another model or --modality", "remove it, or name another --out")
     whole = [cells for cells in lines[1:] if len(cells) == len(lines[0])]  # a kill may have cut the last one off
     refused = {cells[0] for cells in whole if cells[-1]}
     try:
@@ -128,17 +137,24 @@ def _row(model: Model, cells: list[str]) -> Prediction:
 
 
 @contextmanager
-def table(path: Path, model: Model, found: Predictions) -> Iterator[Callable[[Sequence[Prediction]], None]]:
+def table(path: Path, model: Model, found: Predictions, said: str) -> Iterator[Callable[[Sequence[Prediction]], None]]:
     """A file of ``found`` that is whole or not there; call what is yielded with the rows as they come.
 
-    Until the end it is ``NAME.partial.csv`` beside ``path``, with the rows of ``found`` so far and, after them, what
-    was refused (JSON gets both at the end). Where the block ends badly it stays, if it has a row; a warning names it.
+    Until the end there is ``NAME.partial.csv`` beside it, with the rows of ``found`` so far and what was refused by
+    then (JSON gets both at the end). Where the block ends badly it stays, if it has a row; a warning names it.
+
+    Args:
+        said: what the rows depend on, as :func:`earlier` wants to know it.
 
     Raises:
         WriteError: nothing can be written there.
     """
-    partial, streamed, said = partial_of(path), path.suffix == ".csv", 0
+    partial, streamed, told = partial_of(path), path.suffix == ".csv", 0
     check_file(path)
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if streamed:
+            _side(partial).write_text(said)
     with write_errors(path), replacing(partial) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         if streamed:
             _lines(file).writerows([_head(model), *map(_cells, found.rows)])
@@ -147,31 +163,39 @@ def table(path: Path, model: Model, found: Predictions) -> Iterator[Callable[[Se
     lines = _lines(file)
 
     def add(rows: Sequence[Prediction]) -> None:
-        nonlocal said
+        nonlocal told
         if streamed:
-            refused = found.refused[said:]
-            said += len(refused)
-            lines.writerows([*map(_cells, rows), *(_refused(model, *one) for one in refused)])
+            refused = found.refused[told:]
+            told += len(refused)
+            # First what was refused: a row of a later file proves then that nothing of an earlier one is missing.
+            lines.writerows([*(_refused(model, *one) for one in refused), *map(_cells, rows)])
             file.flush()  # a process that is killed loses none of them
 
     try:
         with file:
             try:
                 yield add
-            finally:
+            except BaseException:
                 if streamed:
                     add([])
                 else:
                     file.write(as_json(model, found))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+                raise
+        with (
+            write_errors(path),
+            replacing(path) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as whole,
+        ):
+            whole.write((as_csv if streamed else as_json)(model, found))
+        partial.unlink()
+        _side(partial).unlink(missing_ok=True)
     except BaseException:
         if found.rows:
             go_on = "; --resume goes on with them" if streamed else ""
             warn(f"ended early: {partial} holds the predictions of {len(found.rows)} images{go_on}")
         else:
             partial.unlink(missing_ok=True)
+            _side(partial).unlink(missing_ok=True)
         raise
 
 

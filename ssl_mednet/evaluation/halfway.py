@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,8 @@ class Halfway:
     def __init__(self, *said: Any) -> None:
         digest = hashlib.sha256()
         for one in (_FORMAT, torch.__version__, *said):
-            digest.update(one if isinstance(one, bytes) else f"{one}\0".encode())
+            text = one if isinstance(one, bytes) else f"{one}".encode()
+            digest.update(f"{len(text)} ".encode() + text)
         self.path = cache_folder() / "finetuning" / f"{digest.hexdigest()[:24]}.pt"
         self._saved, self._dispensable = time.monotonic(), Dispensable("the state of fine-tuning is")
 
@@ -71,4 +73,5 @@ class Halfway:
 
     def drop(self) -> None:
         """The run has ended."""
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # a cache that cannot be written has none
+            self.path.unlink()

@@ -54,9 +54,19 @@ def row_key(bench: Bench, job: Job) -> str:
 
 
 def _foreign_code(run: Callable[..., Any]) -> str:
-    """Digest of the file that a protocol of another package stands in, so that rows of other code are made anew."""
-    file = inspect.getsourcefile(run) if not run.__module__.startswith("ssl_mednet.") else None
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    """Digest of the file that a protocol of another package stands in, so that rows of other code are made anew.
+
+    Of what was typed somewhere it is that of the code itself; of what is no function nothing is known.
+    """
+    own = inspect.unwrap(getattr(run, "func", run))
+    if getattr(own, "__module__", "").startswith("ssl_mednet."):
+        return ""
+    try:
+        said = Path(inspect.getsourcefile(own) or "").read_bytes()
+    except (TypeError, OSError):
+        code = getattr(own, "__code__", None)
+        said = code.co_code + repr(code.co_consts).encode() if code else b""
+    return hashlib.sha256(said).hexdigest()
 
 
 def make_row(bench: Bench, job: Job, outcome: Outcome, key: str) -> tuple[Row, dict[str, np.ndarray]]:

@@ -56,7 +56,7 @@ def build_views(recipe: Recipe, specs: Sequence[View], mean: tuple[float, ...], 
     if augment.min_crop is not None:
         whole = (augment.min_crop, 1.0)  # small crops of a method that wants some are what they are
         specs = [
-            replace(v, scale=(whole[0], v.scale[1])) if v.size == 1 and whole[0] < v.scale[1] else v for v in specs
+            replace(v, scale=(whole[0], v.scale[1])) if v.size == 1 and whole[0] <= v.scale[1] else v for v in specs
         ]
     return ViewMaker(specs, augment.policy, augment.strength, recipe.data.image_size, mean, std, augment.override)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -155,5 +155,5 @@ def _check_output(output: Any, method: Method) -> None:
         names = [name for name, value in output.metrics.items() if not isinstance(value, Tensor) or value.numel() != 1]
         wrong = f"the metric {names[0]!r}, which is no scalar tensor" if names else ""
     if wrong:
-        file = inspect.getsourcefile(type(method)) or type(method).__module__
-        raise TrainingError(f"{type(method).__name__} ({file}): its step gives {wrong}")
+        where = getattr(sys.modules.get(type(method).__module__), "__file__", None) or type(method).__module__
+        raise TrainingError(f"{type(method).__name__} ({where}): its step gives {wrong}")

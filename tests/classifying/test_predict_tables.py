@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ from ssl_mednet.classifying.fit import Fitted
 from ssl_mednet.classifying.model import load_model
 from ssl_mednet.classifying.predict import Prediction
 from ssl_mednet.cli import app
-from ssl_mednet.errors import DataError, UserError
+from ssl_mednet.errors import UserError
 
 
 def pictures(root: Path, count: int) -> Path:
@@ -187,6 +188,7 @@ def test_a_killed_run_goes_on_where_it_was(
     for rows in range(1, 9):
         lines = whole.splitlines(keepends=True)[: 1 + rows]
         partial.write_bytes(b"".join(lines)[: -cut or None])
+        (tmp_path / "p.partial.csv.model").write_text(f"{load_model(fitted.folder).digest()} ")
         seen: list[str] = []
         monkeypatch.setattr(
             verb, "_ask", lambda model, named, seen=seen: (seen.extend(f for f, _ in named), asked(model, named))[1]
@@ -198,70 +200,68 @@ def test_a_killed_run_goes_on_where_it_was(
         assert not partial.exists()
 
 
-def test_what_is_resumed_is_of_this_model_and_a_table(fitted: Fitted, tmp_path: Path) -> None:
-    source, partial = pictures(tmp_path / "new", 1), tmp_path / "p.partial.csv"
-    partial.write_text("file,index,predicted,p_cat,p_dog,distance,unlike_training,refused\na.png,0,cat,1,0,1,0,\n")
-    with pytest.raises(UserError, match="other classes"):
-        predict(fitted.folder, [source], tmp_path / "p.csv", quiet=True, resume=True)
-    assert "a.png" in partial.read_text()
-    head = ["file", "index", "predicted", *(f"p_{c}" for c in load_model(fitted.folder).classes)]
-    head += ["distance", "unlike_training", "refused"]
-    partial.write_text(",".join(head) + "\na.png" + "," * (len(head) - 1) + "\n")
-    with pytest.raises(UserError, match="was changed"):
-        predict(fitted.folder, [source], tmp_path / "p.csv", quiet=True, resume=True)
-    for out in (None, tmp_path / "p.json"):
-        with pytest.raises(UserError, match=r"\.csv"):
-            predict(fitted.folder, [source], out, quiet=True, resume=True)
-    partial.write_text("")  # a run that was killed before its first row
-    predict(fitted.folder, [source], tmp_path / "p.csv", quiet=True)
-    assert not partial.exists()
-
-
-def test_rows_are_on_the_disk_as_they_come(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a process leaves that nothing can catch: killed, or out of memory."""
-    source, asked, lines = pictures(tmp_path / "new", 6), verb._ask, []
+def test_what_is_resumed_is_of_this_model_and_a_table(
+    fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out, partial = pictures(tmp_path / "new", 5), tmp_path / "p.csv", tmp_path / "p.partial.csv"
+    asked, asks = verb._ask, list[int]()
 
     def ask(*args: object) -> list[Prediction]:
-        lines.append(len((tmp_path / "p.partial.csv").read_text().splitlines()))
+        asks.append(1)
+        if len(asks) > 2:
+            raise KeyboardInterrupt
         return asked(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(verb, "_BATCH", 2)
     monkeypatch.setattr(verb, "_ask", ask)
-    predict(fitted.folder, [source], tmp_path / "p.csv", quiet=True)
-    assert lines[0] <= 1  # the head, which may still wait
-    assert lines[1:] == [3, 5]
+    with pytest.raises(KeyboardInterrupt):
+        predict(fitted.folder, [source], out, quiet=True)
+    monkeypatch.setattr(verb, "_ask", asked)
+    kept = partial.read_bytes()
+    model = load_model(fitted.folder)
+    for other, modality in ((replace(model, bias=model.bias + 1), ""), (model, "xray")):
+        with pytest.raises(UserError, match="another model or --modality"):
+            predict(other, [source], out, quiet=True, resume=True, modality=modality)
+    partial.write_bytes(kept + kept.splitlines(keepends=True)[1].replace(b",0,", b",x,", 1))
+    with pytest.raises(UserError, match="was changed"):
+        predict(model, [source], out, quiet=True, resume=True)
+    partial.write_bytes(kept + "Ü".encode()[:1])  # killed in the middle of a letter
+    found = predict(model, [source], out, quiet=True, resume=True)
+    assert len(found.rows) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "p.csv"]
+    for bad in (None, tmp_path / "p.json"):
+        with pytest.raises(UserError, match=r"\.csv"):
+            predict(model, [source], bad, quiet=True, resume=True)
+    partial.write_text("")  # a run that was killed before its first row
+    predict(model, [source], out, quiet=True)
+    assert not partial.exists()
 
 
-def test_a_run_without_a_row_leaves_nothing(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(*_: object) -> list[Prediction]:
-        raise KeyboardInterrupt
+def test_rows_of_a_later_file_prove_that_nothing_of_an_earlier_one_is_missing(
+    fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full in the middle of what is written at once."""
+    (tmp_path / "new").mkdir()
+    frames = [Image.fromarray(xray(n)) for n in range(2)]
+    frames[0].save(
+        tmp_path / "new" / "a.tif", save_all=True, append_images=[frames[1], Image.new("RGB", (64, 64), "red")]
+    )
+    pictures(tmp_path / "new", 2)
+    asked, asks = verb._ask, list[int]()
 
-    source = pictures(tmp_path / "new", 1)
+    def ask(*args: object) -> list[Prediction]:
+        asks.append(1)
+        if len(asks) == 4:
+            raise KeyboardInterrupt
+        return asked(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(verb, "_BATCH", 1)
     monkeypatch.setattr(verb, "_ask", ask)
     with pytest.raises(KeyboardInterrupt):
-        predict(fitted.folder, [source], tmp_path / "p.csv", quiet=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"new"}
-
-
-def test_where_nothing_can_be_written_is_known_before_the_work(fitted: Fitted, tmp_path: Path) -> None:
-    (tmp_path / "p.csv").mkdir()
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path / "p.csv", tmp_path / "file" / "p.csv"):
-        with pytest.raises(UserError, match="cannot be written"):
-            predict(fitted.folder, [pictures(tmp_path / "new", 1)], out, quiet=True)
-
-
-def test_a_source_without_images_says_so(fitted: Fitted, tmp_path: Path) -> None:
-    for name in ("empty", "text"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "text" / "README").write_text("no image")
-    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as file:
-        file.writestr("labels.csv", "path,label\n")
-    sources = [tmp_path / "empty", tmp_path / "text", tmp_path / "empty.zip"]
-    found = predict(fitted.folder, sources, quiet=True)
-    assert {file for file, _ in found.refused} >= {str(sources[0]), str(sources[1])}
-    assert dict(found.refused)[str(sources[0])] == "holds nothing that can be read as an image"
-    assert len(found.refused) == 3
-    result = CliRunner().invoke(app, ["predict", str(sources[0]), "--model", str(fitted.folder), "--quiet"])
-    assert isinstance(result.exception, DataError)
-    assert "holds nothing that can be read" in str(result.exception)
+        predict(fitted.folder, [tmp_path / "new" / "a.tif", tmp_path / "new"], tmp_path / "p.csv", quiet=True)
+    lines = list(csv.DictReader((tmp_path / "p.partial.csv").read_text().splitlines()))
+    assert len(lines) == 4
+    refused = next(n for n, line in enumerate(lines) if line["refused"])
+    assert lines[refused]["file"].endswith("a.tif")
+    assert all(line["file"].endswith("a.tif") for line in lines[:refused])
+    assert refused < 3

@@ -95,3 +95,5 @@ def test_the_smallest_crop_of_a_recipe_is_for_whole_views() -> None:
     local, narrow = View(scale=(0.05, 0.4), size=0.5), View(scale=(0.2, 0.5))
     made = build_views(recipe, [View(), local, narrow], (0.5,), (0.25,)).views
     assert [view.scale for view in made] == [(0.6, 1.0), (0.05, 0.4), (0.2, 0.5)]
+    (whole,) = build_views(load_recipe(SMALL, ["augment.min_crop=1"]), [View()], (0.5,), (0.25,)).views
+    assert whole.scale == (1.0, 1.0)
