@@ -6,10 +6,8 @@ import re
 from collections.abc import Callable
 from fnmatch import fnmatch
 from itertools import takewhile
-from typing import Any
 
 from ssl_mednet.errors import UserError, did_you_mean
-from ssl_mednet.registry import Registry
 
 
 def listing(what: str, pattern: str = "") -> list[str]:
@@ -61,7 +59,7 @@ def _methods(pattern: str) -> list[tuple[str, str]]:
         kinds = "/".join(sorted(cls.backbone_kinds))
         apart = f" Several processes: {cls.across_processes}" if cls.across_processes else ""
         rows.append((name, f"[{kinds}] {_first_line(cls.__doc__)}{apart}"))
-    return rows + _broken(METHODS)
+    return rows + _broken(METHODS.broken)
 
 
 def _policies(pattern: str) -> list[tuple[str, str]]:
@@ -69,24 +67,24 @@ def _policies(pattern: str) -> list[tuple[str, str]]:
     from ssl_mednet.augment.policy import POLICIES
 
     rows = [(name, _first_line(POLICIES.get(name).doc)) for name in POLICIES]
-    return rows + _broken(POLICIES) + _broken(MASKS)
+    return rows + _broken(POLICIES.broken) + _broken(MASKS.broken)
 
 
 def _augmentations(pattern: str) -> list[tuple[str, str]]:
     from ssl_mednet.augment.ops import OPS
 
-    return [(name, _first_line(OPS.get(name).__doc__)) for name in OPS] + _broken(OPS)
+    return [(name, _first_line(OPS.get(name).__doc__)) for name in OPS] + _broken(OPS.broken)
 
 
 def _protocols(pattern: str) -> list[tuple[str, str]]:
     from ssl_mednet.evaluation.bench import PROTOCOLS
 
-    return [(name, _first_line(PROTOCOLS.get(name).run.__doc__)) for name in PROTOCOLS] + _broken(PROTOCOLS)
+    return [(name, _first_line(PROTOCOLS.get(name).run.__doc__)) for name in PROTOCOLS] + _broken(PROTOCOLS.broken)
 
 
-def _broken(registry: Registry[Any]) -> list[tuple[str, str]]:
-    """What is installed for a registry and left out."""
-    return [(name, f"does not load: {reason}") for name, reason in registry.broken.items()]
+def _broken(reasons: dict[str, str]) -> list[tuple[str, str]]:
+    """What is installed and left out."""
+    return [(name, f"does not load: {reason}") for name, reason in reasons.items()]
 
 
 def _modalities(pattern: str) -> list[tuple[str, str]]:
@@ -100,7 +98,7 @@ def _backbones(pattern: str) -> list[tuple[str, str]]:
 
     from ssl_mednet.backbones.factory import import_plugins
 
-    broken = [(name, f"does not load: {reason}") for name, reason in import_plugins().items()]
+    broken = _broken(import_plugins())
     names = timm.list_models(_loosely(pattern))
     if not names:
         raise UserError(f"timm has no backbone that matches {pattern!r}", "try '*resnet*'")

@@ -203,9 +203,7 @@ def _check_together(recipe: Recipe) -> Recipe:
         check_size(backbone.name, args, size, fixed=bool(backbone.weights))
     for size in {round(data.image_size * view.size) for view in method.views if view.size != 1}:
         if why := takes(net, channels, size):
-            said = (
-                f"method {recipe.method.name!r} has views of {size} pixels, which {backbone.name!r} cannot take: {why}"
-            )
+            said = f"method {recipe.method.name!r}: its views of {size} pixels are not for {backbone.name!r}: {why}"
             raise RecipeError(said, "backbone.args.dynamic_img_size=true where it is a ViT of timm, or a CNN")
     if recipe.optim.cache_chunk and not method.can_split():
         able = ", ".join(name for name in METHODS if METHODS.get(name).can_split())

@@ -68,8 +68,12 @@ def test_an_entry_point_that_does_not_load_is_named_and_stops_nothing(monkeypatc
         things.get("bad")
 
 
-def plugins(monkeypatch: pytest.MonkeyPatch, folder: Path, group: str, **modules: str) -> None:
-    """Modules, each named by an entry point ``NAME = MODULE:Thing``, ``_`` and what follows left out of the name."""
+def plugins(monkeypatch: pytest.MonkeyPatch, folder: Path, group: str, things: object = None, **modules: str) -> None:
+    """Modules, each named by an entry point ``NAME = MODULE:Thing``, ``_`` and what follows left out of the name.
+
+    They import ``things`` from ``registry_of_test``.
+    """
+    monkeypatch.setitem(sys.modules, "registry_of_test", SimpleNamespace(things=things))
     monkeypatch.syspath_prepend(str(folder))
     points = []
     for module, text in modules.items():
@@ -83,12 +87,12 @@ def test_a_name_that_is_taken_and_what_a_failed_module_registered_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     things: Registry[type] = Registry("thing", wanted=lambda item: isinstance(item, type))
-    monkeypatch.setitem(sys.modules, "registry_of_test", SimpleNamespace(things=things))
     decorated = 'from registry_of_test import things\n@things.register("{}")\nclass Thing: ...\n'
     plugins(
         monkeypatch,
         tmp_path,
-        "ssl_mednet.things",
+        things.group,
+        things,
         own="class Thing: ...\n",
         twin_a=decorated.format("twin") + "undefined\n",
         twin_b=decorated.format("twin"),
@@ -112,12 +116,12 @@ def test_a_function_whose_decorator_registers_what_it_makes_is_no_mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     things: Registry[int] = Registry("bound", wanted=lambda item: isinstance(item, int), plural="bounds_of_all")
-    monkeypatch.setitem(sys.modules, "registry_of_test", SimpleNamespace(things=things))
     text = "from registry_of_test import things\ndef Thing(): ...\nthings.register('{}')(7)\n"
     plugins(
         monkeypatch,
         tmp_path,
         "ssl_mednet.bounds_of_all",
+        things,
         seven=text.format("seven"),
         other=text.format("third"),
         eight="def Thing(): ...\n",

@@ -54,10 +54,8 @@ def build_views(recipe: Recipe, specs: Sequence[View], mean: tuple[float, ...], 
     """What makes the views of a recipe for a method that wants ``specs``."""
     augment = recipe.augment
     if augment.min_crop is not None:
-        whole = (augment.min_crop, 1.0)  # small crops of a method that wants some are what they are
-        specs = [
-            replace(v, scale=(whole[0], v.scale[1])) if v.size == 1 and whole[0] <= v.scale[1] else v for v in specs
-        ]
+        least = augment.min_crop  # of whole views: small crops of a method that wants some are what they are
+        specs = [replace(v, scale=(least, v.scale[1])) if v.size == 1 and least <= v.scale[1] else v for v in specs]
     return ViewMaker(specs, augment.policy, augment.strength, recipe.data.image_size, mean, std, augment.override)
 
 
